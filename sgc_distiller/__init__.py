@@ -1,0 +1,1 @@
+"""Prune the generators of trained GANs under the supervision of their discriminators."""

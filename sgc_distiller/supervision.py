@@ -1,0 +1,3 @@
+"""The original discriminator as supervisor of a pruned generator."""
+
+LOSS_POLICIES: dict[str, type] = {}
