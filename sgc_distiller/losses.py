@@ -1,0 +1,82 @@
+"""Losses as pure functions of tensors.
+
+Adversarial losses give one value a sample, shape (B,); the mean over the batch is the baseline's scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "Distance",
+    "binary_cross_entropy",
+    "consistency",
+    "feature_distance",
+    "normalized",
+    "picture_distance",
+]
+
+Distance = Literal["batch", "sample"]
+
+
+def binary_cross_entropy(probability: Tensor, target: float) -> Tensor:
+    """Return the binary cross-entropy of each sample against one label.
+
+    Args:
+        probability: What a discriminator with a sigmoid says, in [0, 1], shape (B, ...).
+        target: The label, 1 for real and 0 for fake.
+
+    Returns:
+        Shape (B,): the mean over a sample's own elements (patches), as in DCGAN's and pix2pix' baselines.
+    """
+    loss = F.binary_cross_entropy(probability, torch.full_like(probability, target), reduction="none")
+    return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
+
+
+def consistency(teacher: Tensor, student: Tensor, distance: Distance = "batch") -> Tensor:
+    """Return how far a loss term of the student is from the teacher's, a scalar >= 0.
+
+    Args:
+        teacher: The term's value for the dense generator, shape (B,), a constant.
+        student: The term's value for the pruned generator, shape (B,).
+        distance: ``batch`` is ``|mean(teacher) - mean(student)|``, the numerator of eq. 7 and 8 of
+            "Self-Supervised GAN Compression" as printed; ``sample`` is ``mean(|teacher - student|)``,
+            which asks of each picture what the former asks of the batch.
+
+    The gradient is exactly zero where both are equal (the subgradient of ``|x|`` at 0).
+    """
+    if distance == "batch":
+        return (teacher.mean() - student.mean()).abs()
+    return (teacher - student).abs().mean()
+
+
+def normalized(value: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+    """Return ``value / max(|scale|, epsilon)`` with the denominator detached (eq. 7 and 8)."""
+    return value / scale.detach().abs().clamp(min=epsilon)
+
+
+def feature_distance(teacher: Sequence[Tensor], student: Sequence[Tensor], epsilon: float) -> Tensor:
+    """Return the mean over layers of ``mean|t - s| / max(mean|t|, epsilon)``, a scalar >= 0.
+
+    Args:
+        teacher: The discriminator's activations for the dense generator's pictures, one tensor a layer.
+        student: The same layers for the pruned generator's pictures, of the same shapes.
+        epsilon: Smallest denominator.
+    """
+    layers = [
+        normalized((t.detach() - s).abs().mean(), t.abs().mean(), epsilon)
+        for t, s in zip(teacher, student, strict=True)
+    ]
+    return torch.stack(layers).mean()
+
+
+def picture_distance(teacher: Tensor, student: Tensor, kind: Literal["l1", "mse"] = "l1") -> Tensor:
+    """Return the mean absolute (``l1``) or squared (``mse``) difference of two batches of pictures."""
+    if kind == "l1":
+        return (teacher.detach() - student).abs().mean()
+    return (teacher.detach() - student).square().mean()

@@ -1,0 +1,221 @@
+"""DCGAN (Radford et al., 2016) as in PyTorch's examples, the paper's baseline for MNIST.
+
+Sizes, key names, initialisation, losses, optimiser and order of steps follow
+https://github.com/pytorch/examples/tree/main/dcgan; its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgc_distiller import losses
+from sgc_distiller.errors import UserError
+from sgc_distiller.seeding import generator_for
+from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms, frozen_statistics
+
+__all__ = ["DCGAN", "Discriminator", "Generator"]
+
+
+class Generator(nn.Module):
+    """Noise (B, nz, 1, 1) to pictures (B, nc, size, size) in [-1, 1].
+
+    Args:
+        nc: Channels of the pictures.
+        nz: Length of the noise.
+        ngf: Channels of the last hidden layer; each layer before it has twice as many.
+        size: Height and width in pixels, a power of two, at least 16.
+    """
+
+    def __init__(self, nc: int = 1, nz: int = 100, ngf: int = 64, size: int = 64) -> None:
+        super().__init__()
+        widths = [ngf * 2**power for power in reversed(range(_stages(size)))]
+        layers: list[nn.Module] = []
+        for before, after in zip([nz, *widths], widths, strict=False):
+            stride, padding = (1, 0) if not layers else (2, 1)
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(True),
+            ]
+        layers += [nn.ConvTranspose2d(ngf, nc, 4, 2, 1, bias=False), nn.Tanh()]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the pictures for the noise ``z``."""
+        pictures: Tensor = self.main(z)
+        return pictures
+
+
+class Discriminator(nn.Module):
+    """Pictures (B, nc, size, size) to the probability of being real, shape (B,).
+
+    Args:
+        nc: Channels of the pictures.
+        ndf: Channels of the first hidden layer; each layer after it has twice as many.
+        size: Height and width in pixels, a power of two, at least 16.
+    """
+
+    def __init__(self, nc: int = 1, ndf: int = 64, size: int = 64) -> None:
+        super().__init__()
+        widths = [ndf * 2**power for power in range(_stages(size))]
+        layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Conv2d(before, after, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        layers += [nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False), nn.Sigmoid()]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the probabilities, shape (B,)."""
+        return self.judge(x)[0]
+
+    def judge(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the probabilities and the activations after each hidden layer's LeakyReLU."""
+        features = []
+        for layer in self.main:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(x)
+        return x.view(-1), features
+
+
+class DCGAN(GANTask):
+    """DCGAN with the baseline's losses: binary cross-entropy, the generator's one not saturating.
+
+    Args:
+        image_size: Height and width in pixels: 64 as in the baseline, or 16, 32, 128, ...
+        channels: Channels of the pictures, 1 for digits and 3 for colour.
+        width: Channels of the narrowest hidden layer of both networks (``ngf`` and ``ndf``).
+        noise: Length of the noise vector (``nz``).
+    """
+
+    name = "dcgan"
+    batch_size = 64
+    lr = 2e-4
+
+    def __init__(self, image_size: int = 64, channels: int = 1, width: int = 64, noise: int = 100) -> None:
+        _stages(image_size)
+        for option, value in (("channels", channels), ("width", width), ("noise", noise)):
+            if value < 1:
+                raise UserError(f"dcgan: expected {option} of at least 1, got {value}")
+        self.image_size = image_size
+        self.channels = channels
+        self.width = width
+        self.noise = noise
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `__init__` was called with; kept in checkpoints."""
+        return {
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "width": self.width,
+            "noise": self.noise,
+        }
+
+    def build(self, role: Role, width: float = 1.0) -> nn.Module:
+        """Return a network with weights N(0, 0.02), norms' weights N(1, 0.02) and biases 0."""
+        channels = max(1, round(self.width * width))
+        network: nn.Module
+        if role == "generator":
+            network = Generator(self.channels, self.noise, channels, self.image_size)
+        else:
+            network = Discriminator(self.channels, channels, self.image_size)
+        return network.apply(_initialise)
+
+    def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
+        """Return the real pictures and noise N(0, 1) of shape (B, nz, 1, 1) on their device."""
+        real = raw["real"]
+        noise = torch.randn(len(real), self.noise, 1, 1, generator=rng)
+        return {"real": real, "z": _to(noise, real.device)}
+
+    def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
+        """Return the pictures for the batch's noise under ``fake``."""
+        return {"fake": generator(batch["z"])}
+
+    def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
+        """Return the probability that each real picture is real, and the hidden activations."""
+        return _judge(discriminator, batch["real"])
+
+    def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
+        """Return the probability that each generated picture is real, and the hidden activations."""
+        return _judge(discriminator, outputs["fake"])
+
+    def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
+        """Return ``gen``, the cross-entropy of D(G(z)) against "real"."""
+        return {"gen": losses.binary_cross_entropy(fake["score"], 1.0)}
+
+    def discriminator_terms(
+        self, discriminator: nn.Module, batch: Batch, outputs: Outputs, real: Judgement, fake: Judgement
+    ) -> Terms:
+        """Return ``dis``, the cross-entropy of D(x) against "real" plus that of D(G(z)) against "fake"."""
+        return {
+            "dis": losses.binary_cross_entropy(real["score"], 1.0)
+            + losses.binary_cross_entropy(fake["score"], 0.0)
+        }
+
+    def optimizer(self, role: Role, network: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
+        """Return Adam with learning rate 2e-4 and betas (0.5, 0.999)."""
+        return torch.optim.Adam(network.parameters(), lr=self.lr if lr is None else lr, betas=(0.5, 0.999))
+
+    def sample(
+        self, generator: nn.Module, count: int, seed: int, device: torch.device, batch_size: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield pictures in training mode at a fixed batch size, as the baseline draws its samples.
+
+        Norms use each batch's own statistics, so every batch is drawn whole and the last one is cut.
+        """
+        size = batch_size or self.batch_size
+        was_training = generator.training
+        generator.train()
+        try:
+            for start in range(0, count, size):
+                rng = generator_for(seed, "sample", start // size)
+                noise = torch.randn(size, self.noise, 1, 1, generator=rng)
+                with torch.no_grad(), frozen_statistics(generator):
+                    pictures: Tensor = generator(_to(noise, device))
+                yield pictures[: count - start]
+        finally:
+            generator.train(was_training)
+
+    def protocol(self, batch_size: int | None = None) -> str:
+        """Return ``train mode, batch N``."""
+        return f"train mode, batch {batch_size or self.batch_size}"
+
+
+def _stages(size: int) -> int:
+    """Return the number of hidden layers for pictures of ``size`` pixels (4 for 64)."""
+    power = round(math.log2(size)) if size >= 1 else 0
+    if size < 16 or 2**power != size:
+        raise UserError(f"dcgan: expected an image size that is a power of two and at least 16, got {size}")
+    return power - 2
+
+
+def _initialise(module: nn.Module) -> None:
+    """Initialise one layer as the baseline does."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
+    inner = getattr(discriminator, "module", discriminator)
+    score, features = inner.judge(pictures)
+    return {"score": score, "features": features}
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor without making the host wait for the device."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,310 @@
+"""The one training loop: plain GAN training and supervised compression alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sgc_distiller.errors import NotANumberError, UserError
+from sgc_distiller.seeding import generator_for, seed_for
+from sgc_distiller.supervision import Supervision
+from sgc_distiller.tasks.base import Batch, GANTask, Outputs
+
+__all__ = ["Observer", "Scheduler", "StepReport", "TermMeter", "Trainer"]
+
+_NEVER = 2**62
+
+
+class Scheduler(Protocol):
+    """Distiller's six hooks; ours and Distiller's own scheduler both have them."""
+
+    def on_epoch_begin(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
+        """Fire before an epoch's first step."""
+
+    def on_minibatch_begin(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any) -> None:
+        """Fire before a step's first forward pass."""
+
+    def before_backward_pass(
+        self,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        optimizer: Any = None,
+        return_loss_components: bool = False,
+    ) -> Any:
+        """Return the loss that the policies make of ``loss``."""
+
+    def before_parameter_optimization(
+        self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any
+    ) -> None:
+        """Fire after the backward pass."""
+
+    def on_minibatch_end(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any) -> None:
+        """Fire after the optimiser's step."""
+
+    def on_epoch_end(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
+        """Fire after an epoch's last step."""
+
+
+@dataclass
+class _Sums:
+    """Running sums of one set of names, on the device."""
+
+    since: int
+    total: Tensor
+    last: Tensor
+    first_bad: Tensor
+    count: int = 0
+
+
+class TermMeter:
+    """Sums of named scalars, kept on the device, with a watch for values that are not finite.
+
+    Nothing here waits for the device until `read` is called.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], _Sums] = {}
+
+    def add(self, values: dict[str, Tensor], step: int) -> None:
+        """Add the scalars of one step."""
+        row = torch.stack([value.detach() for value in values.values()])
+        sums = self._sums.get(tuple(values))
+        if sums is None:
+            never = torch.full(row.shape, _NEVER, dtype=torch.int64, device=row.device)
+            sums = _Sums(step, torch.zeros_like(row, dtype=torch.float64), row, never)
+            self._sums[tuple(values)] = sums
+        sums.last = row
+        sums.total += row
+        sums.first_bad = torch.where(torch.isfinite(row), sums.first_bad, sums.first_bad.clamp(max=step))
+        sums.count += 1
+
+    def read(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return each name's last value and its mean since `reset`.
+
+        Raises:
+            NotANumberError: If any value was not finite.
+        """
+        last: dict[str, float] = {}
+        mean: dict[str, float] = {}
+        bad: list[tuple[int, str]] = []
+        for names, sums in self._sums.items():
+            rows = torch.stack([sums.last.double(), sums.total / sums.count, sums.first_bad.double()]).tolist()
+            last.update(zip(names, rows[0], strict=True))
+            mean.update(zip(names, rows[1], strict=True))
+            bad += [(int(step), name) for step, name in zip(rows[2], names, strict=True) if step < _NEVER]
+        if bad:
+            self._refuse(bad)
+        return last, mean
+
+    def _refuse(self, bad: list[tuple[int, str]]) -> None:
+        step, name = min(bad)
+        phase = "discriminator" if name.startswith("discriminator.") else "generator"
+        since = min(sums.since for sums in self._sums.values())
+        until = since + max(sums.count for sums in self._sums.values()) - 1
+        raise NotANumberError(
+            f"{name} is not a finite number since step {step}, in the {phase} phase (steps {since} to {until} "
+            f"were looked at; not finite: {', '.join(sorted({term for _, term in bad}))}). Nothing was saved "
+            "after the last checkpoint: lower the learning rate, raise `epsilon` or take `normalizer: ema` in "
+            "the schedule, and resume from that checkpoint"
+        )
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self._sums = {}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an `Observer` is told while an epoch runs.
+
+    Attributes:
+        epoch: Epoch, from 0.
+        minibatch: Steps done in this epoch.
+        minibatches: Steps in an epoch.
+        step: Generator updates done since training began.
+        terms: The last step's values by name.
+        means: Means over the epoch so far.
+        lr: The generator's learning rate.
+        seconds: Since this epoch began.
+    """
+
+    epoch: int
+    minibatch: int
+    minibatches: int
+    step: int
+    terms: dict[str, float]
+    means: dict[str, float]
+    lr: float
+    seconds: float
+
+
+class Observer(Protocol):
+    """Is told of progress; the trainer itself neither prints nor writes."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Hear of every ``report_every``-th step and of an epoch's last one."""
+
+    def on_epoch(self, trainer: Trainer, report: StepReport) -> dict[str, float]:
+        """Evaluate and record after an epoch's last step, before ``on_epoch_end``.
+
+        Returns:
+            The metrics for schedulers that follow one, ``{"min": ..., "max": ...}``.
+        """
+        ...
+
+    def on_epoch_closed(self, trainer: Trainer, report: StepReport) -> None:
+        """Write the checkpoint, after ``on_epoch_end``."""
+
+
+@dataclass
+class Trainer:
+    """Runs the task's phases step by step, with the scheduler's hooks at their places.
+
+    Attributes:
+        task: The GAN.
+        supervision: Student, discriminator and teacher of this run.
+        generator_optimizer: Moves the generator.
+        discriminator_optimizer: Moves the discriminator.
+        batches: Called with a batch number, returns an endless iterator of raw batches from there on, a
+            function of that number alone.
+        steps_per_epoch: Generator updates in one epoch.
+        epochs: Where to stop, counted from 0.
+        seed: Of noise and dropout.
+        scheduler: Gets the six hooks; ``None`` for none.
+        observer: Is told of progress.
+        report_every: Steps between two reports; values are read from the device only then.
+        epoch: The next epoch to run, more than 0 after a resume.
+    """
+
+    task: GANTask
+    supervision: Supervision
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    batches: Callable[[int], Iterator[dict[str, Tensor]]]
+    steps_per_epoch: int
+    epochs: int
+    seed: int
+    observer: Observer
+    scheduler: Scheduler | None = None
+    report_every: int = 50
+    epoch: int = 0
+    meter: TermMeter = field(default_factory=TermMeter)
+
+    @property
+    def step(self) -> int:
+        """Generator updates done when the next epoch begins."""
+        return self.epoch * self.steps_per_epoch
+
+    def run(self) -> None:
+        """Train from `epoch` to `epochs`.
+
+        Raises:
+            NotANumberError: If a loss stopped being finite.
+        """
+        batches_per_step = 1 + sum(phase.repeats - 1 for phase in self.task.phases)
+        raw = self.batches(self.step * batches_per_step)
+        self.supervision.generator.train()
+        self.supervision.discriminator.train()
+        while self.epoch < self.epochs:
+            report = self._run_epoch(raw)
+            metrics = self.observer.on_epoch(self, report)
+            if self.scheduler:
+                self.scheduler.on_epoch_end(self.epoch, self.generator_optimizer, metrics=metrics)
+            self.epoch += 1
+            self.observer.on_epoch_closed(self, report)
+
+    def _run_epoch(self, raw: Iterator[dict[str, Tensor]]) -> StepReport:
+        started = time.perf_counter()
+        self.meter.reset()
+        if self.scheduler:
+            self.scheduler.on_epoch_begin(self.epoch, self.generator_optimizer)
+        for minibatch in range(self.steps_per_epoch):
+            self._step(raw, minibatch)
+            done = minibatch + 1
+            if done % self.report_every == 0 or done == self.steps_per_epoch:
+                terms, means = self.meter.read()
+                report = StepReport(
+                    epoch=self.epoch,
+                    minibatch=done,
+                    minibatches=self.steps_per_epoch,
+                    step=self.step + done,
+                    terms=terms,
+                    means=means,
+                    lr=float(self.generator_optimizer.param_groups[0]["lr"]),
+                    seconds=time.perf_counter() - started,
+                )
+                self.observer.on_step(report)
+        return report
+
+    def _step(self, raw: Iterator[dict[str, Tensor]], minibatch: int) -> None:
+        """One step: the discriminator's phases and the generator's update."""
+        where = (self.epoch, minibatch, self.steps_per_epoch)
+        if self.scheduler:
+            self.scheduler.on_minibatch_begin(*where, self.generator_optimizer)
+        logged: dict[str, Tensor] = {}
+        batch: Batch | None = None
+        outputs: Outputs | None = None
+        draw = 0
+        for phase in self.task.phases:
+            for repeat in range(phase.repeats):
+                if batch is None or repeat > 0:
+                    batch, outputs = self._batch(next(raw), self.step + minibatch, draw), None
+                    draw += 1
+                if phase.role == "generator":
+                    logged.update(self._generator_phase(batch, outputs, where))
+                    outputs = self.supervision.current_outputs
+                elif self.supervision.spec.train:
+                    outputs = outputs or self._generate(batch, with_graph=repeat == phase.repeats - 1)
+                    logged.update(self._discriminator_phase(batch, outputs))
+        self.meter.add(logged, self.step + minibatch + 1)
+
+    def _batch(self, raw: dict[str, Tensor], step: int, draw: int) -> Batch:
+        batch = self.task.prepare(raw, generator_for(self.seed, "batch", step, draw))
+        return {"dropout_seed": seed_for(self.seed, "dropout", step, draw), **batch}
+
+    def _generate(self, batch: Batch, with_graph: bool) -> Outputs:
+        """Return the student's pictures, with a graph where the generator's phase uses them again."""
+        with torch.set_grad_enabled(with_graph):
+            return self.supervision.generate(batch)
+
+    def _discriminator_phase(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        self.supervision.discriminator.requires_grad_(True)
+        loss, logged = self.supervision.discriminator_loss(batch, outputs)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.discriminator_optimizer.step()
+        return logged
+
+    def _generator_phase(
+        self, batch: Batch, outputs: Outputs | None, where: tuple[int, int, int]
+    ) -> dict[str, Tensor]:
+        supervision, optimizer = self.supervision, self.generator_optimizer
+        supervision.discriminator.requires_grad_(False)
+        loss = supervision.step(batch, outputs)
+        logged: dict[str, Tensor] = {}
+        if self.scheduler:
+            policy_loss = self.scheduler.before_backward_pass(
+                *where, loss, optimizer, return_loss_components=True
+            )
+            loss = policy_loss.overall_loss
+            logged = {part.name: part.value for part in policy_loss.loss_components}
+        if not loss.requires_grad:
+            raise UserError(
+                "nothing trains the generator: with `objective: none` a policy of the schedule must add a "
+                "loss in every epoch, such as SelfSupervisedPolicy; add one or take `objective: task`"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.scheduler:
+            self.scheduler.before_parameter_optimization(*where, optimizer)
+        optimizer.step()
+        if self.scheduler:
+            self.scheduler.on_minibatch_end(*where, optimizer)
+        return {**supervision.logged(), **logged, "generator.loss": loss}
