@@ -394,7 +394,7 @@ def _decode(file: Path, image_size: int, channels: int) -> Tensor:
     """Return the picture in ``file`` as uint8 (C, image_size, image_size)."""
     try:
         with Image.open(file) as opened:
-            image = opened
+            image: Image.Image = opened
             if image.mode.startswith("I"):  # 16 bits, which PIL would clip to 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
