@@ -1,3 +1,334 @@
-"""The original discriminator as supervisor of a pruned generator."""
+"""The heart: one training step seen by dense teacher, pruned student and their discriminator.
+
+`Supervision` computes what a step needs, each value once and on demand. Loss policies
+(`sgc_distiller.loss_policies`) read it through the model that a schedule's hooks carry, so the same policy
+runs under any scheduler with Distiller's six hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from sgc_distiller import losses
+from sgc_distiller.errors import UserError
+from sgc_distiller.experiment_spec import DiscriminatorSpec
+from sgc_distiller.tasks.base import (
+    Batch,
+    GANTask,
+    Judgement,
+    Outputs,
+    Terms,
+    frozen_statistics,
+    same_randomness,
+)
+
+__all__ = ["StepContext", "Supervision", "unwrapped"]
+
+_registry: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Supervision]] = weakref.WeakKeyDictionary()
+
+EPSILON = 1e-8
+"""Smallest denominator of a normalised distance; the paper names none."""
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
+    while True:
+        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+class StepContext:
+    """What one generator step computes. Every property is computed on first use and then kept.
+
+    Teacher's values are constants (no graph). Student's values carry the graph to the generator only: the
+    discriminator's parameters are not trained by a generator step.
+    """
+
+    def __init__(self, supervision: Supervision, batch: Batch, outputs: Outputs | None) -> None:
+        self._supervision = supervision
+        self.batch = batch
+        self._given_outputs = outputs
+        self.readers: set[int] = set()
+
+    @cached_property
+    def student_outputs(self) -> Outputs:
+        """Pictures of the pruned generator."""
+        if self._given_outputs is not None:
+            return self._given_outputs
+        return self._supervision.generate(self.batch)
+
+    @cached_property
+    def teacher_outputs(self) -> Outputs:
+        """Pictures of the dense generator from the same noise and the same dropout masks."""
+        return self._supervision.generate_dense(self.batch)
+
+    @cached_property
+    def student_judgement(self) -> Judgement:
+        """The discriminator on the student's pictures."""
+        own = self._supervision
+        return own.task.judge_fake(own.discriminator, self.batch, self.student_outputs)
+
+    @cached_property
+    def teacher_judgement(self) -> Judgement:
+        """The discriminator on the teacher's pictures."""
+        own = self._supervision
+        with torch.no_grad(), frozen_statistics(own.discriminator):
+            return own.task.judge_fake(own.discriminator, self.batch, self.teacher_outputs)
+
+    @cached_property
+    def real_judgement(self) -> Judgement:
+        """The discriminator on the batch's real pictures, shared by teacher and student."""
+        own = self._supervision
+        with torch.no_grad(), frozen_statistics(own.discriminator):
+            return own.task.judge_real(own.discriminator, self.batch)
+
+    @cached_property
+    def student_generator_terms(self) -> Terms:
+        """The terms of l-G_C (paper, eq. 2)."""
+        own = self._supervision
+        return own.task.generator_terms(own.generator, self.batch, self.student_outputs, self.student_judgement)
+
+    @cached_property
+    def teacher_generator_terms(self) -> Terms:
+        """The terms of l-G_O (paper, eq. 1)."""
+        own = self._supervision
+        teacher = own.require_teacher()
+        with torch.no_grad(), frozen_statistics(own.discriminator, teacher):
+            return own.task.generator_terms(teacher, self.batch, self.teacher_outputs, self.teacher_judgement)
+
+    @cached_property
+    def student_discriminator_terms(self) -> Terms:
+        """The terms of l-D_C (paper, eq. 5)."""
+        own = self._supervision
+        return own.task.discriminator_terms(
+            own.discriminator, self.batch, self.student_outputs, self.real_judgement, self.student_judgement
+        )
+
+    @cached_property
+    def teacher_discriminator_terms(self) -> Terms:
+        """The terms of l-D_O (paper, eq. 4)."""
+        own = self._supervision
+        with torch.no_grad(), frozen_statistics(own.discriminator):
+            return own.task.discriminator_terms(
+                own.discriminator, self.batch, self.teacher_outputs, self.real_judgement, self.teacher_judgement
+            )
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return the mean of every term computed so far: ``student.gen``, ``teacher.dis``, ... (no graph)."""
+        values = {}
+        for who in ("student", "teacher"):
+            for kind in ("generator", "discriminator"):
+                terms: Terms = self.__dict__.get(f"{who}_{kind}_terms", {})
+                values.update({f"{who}.{name}": term.detach().mean() for name, term in terms.items()})
+        return values
+
+
+class Supervision:
+    """Teacher, student and discriminator of one run; build it before the schedule is read.
+
+    It registers itself under the unwrapped generator, where policies find it with `of`. Keep a reference to
+    it for as long as the schedule runs: the register holds it weakly.
+
+    Args:
+        task: Names the loss terms and knows how the networks are called.
+        generator: The student, the network that the schedule prunes.
+        discriminator: The judge, usually the one that the dense generator was trained with.
+        teacher: The dense generator. It is never trained: its gradients are switched off here. ``None``
+            for plain training; policies that need it say so.
+        objective: ``task`` lets `step` return the GAN's own generator loss; ``none`` returns 0, and the loss
+            is what the schedule's policies add.
+        discriminator_spec: How the discriminator is trained; see the ``gan:`` section of a schedule.
+    """
+
+    def __init__(
+        self,
+        task: GANTask,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        objective: str = "task",
+        discriminator_spec: DiscriminatorSpec | None = None,
+    ) -> None:
+        if objective not in ("task", "none"):
+            raise UserError(f"expected objective 'task' or 'none', got {objective!r}")
+        if teacher is not None and unwrapped(teacher) is unwrapped(generator):
+            raise UserError(
+                "teacher and student are the same module; expected two, such as copy.deepcopy(generator) "
+                "of the trained dense generator"
+            )
+        self.task = task
+        self.generator = generator
+        self.discriminator = discriminator
+        self.teacher = teacher
+        self.objective = objective
+        self.spec = discriminator_spec or DiscriminatorSpec()
+        if teacher is not None:
+            teacher.requires_grad_(False)
+        self._has_dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in generator.modules())
+        self._context: StepContext | None = None
+        self._minibatch: int | None = None
+        _registry[unwrapped(generator)] = weakref.ref(self)
+
+    @staticmethod
+    def of(model: nn.Module) -> Supervision:
+        """Return the supervision registered under a generator, wrapped or not.
+
+        Raises:
+            UserError: If there is none.
+        """
+        reference = _registry.get(unwrapped(model))
+        found = reference() if reference is not None else None
+        if found is None:
+            raise UserError(
+                "no supervision is registered for this model: build "
+                "`supervision = Supervision(task, generator, discriminator, teacher)` before the schedule is "
+                "read, and keep it alive while the schedule runs"
+            )
+        return found
+
+    def require_teacher(self) -> nn.Module:
+        """Return the teacher.
+
+        Raises:
+            UserError: If this run has none.
+        """
+        if self.teacher is None:
+            raise UserError(
+                "this run has no teacher, but a policy of the schedule compares with one: pass the dense "
+                "generator, Supervision(task, generator, discriminator, teacher=dense_generator)"
+            )
+        return self.teacher
+
+    def generate(self, batch: Batch) -> Outputs:
+        """Return the student's pictures with their graph."""
+        with self._randomness(batch):
+            return self.task.generate(self.generator, batch)
+
+    def generate_dense(self, batch: Batch) -> Outputs:
+        """Return the teacher's pictures: same noise, same dropout masks, no graph, buffers unmoved."""
+        teacher = self.require_teacher()
+        with torch.no_grad(), frozen_statistics(teacher), self._randomness(batch):
+            return self.task.generate(teacher, batch)
+
+    def begin(self, minibatch_id: int) -> None:
+        """Forget the last step's context; policies call it in ``on_minibatch_begin``."""
+        self._context = None
+        self._minibatch = minibatch_id
+
+    def step(self, batch: Batch, outputs: Outputs | None = None) -> Tensor:
+        """Open a generator step and return its loss, a scalar.
+
+        Call it once a generator update, after ``on_minibatch_begin`` and before ``before_backward_pass``.
+
+        Args:
+            batch: What `GANTask.prepare` returned.
+            outputs: The student's pictures with their graph where the discriminator's phase made them
+                already; else they are made here.
+
+        Returns:
+            The GAN's own generator loss, or 0 where the objective is ``none``.
+        """
+        self._context = StepContext(self, batch, outputs)
+        if self.objective == "none":
+            return torch.zeros((), device=self.device)
+        return self.task.total(self._context.student_generator_terms)
+
+    def context(self, reader: object) -> StepContext:
+        """Return the current step's context to a policy, once a step.
+
+        Raises:
+            UserError: If no step was opened since the minibatch began, or ``reader`` has had this one.
+        """
+        context = self._context
+        if context is None:
+            where = "" if self._minibatch is None else f" of minibatch {self._minibatch}"
+            raise UserError(
+                f"no step context{where}: expected `loss = supervision.step(batch)` between "
+                "scheduler.on_minibatch_begin and scheduler.before_backward_pass"
+            )
+        if id(reader) in context.readers:
+            raise UserError(
+                "this step's context was used before: call `loss = supervision.step(batch)` once for every "
+                "scheduler.before_backward_pass, and on_minibatch_begin before each step"
+            )
+        context.readers.add(id(reader))
+        return context
+
+    @property
+    def current_outputs(self) -> Outputs | None:
+        """The student's pictures of the current step, where there is one."""
+        return None if self._context is None else self._context.student_outputs
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return the means of the loss terms of the current step by name, without graph."""
+        return {} if self._context is None else self._context.logged()
+
+    def discriminator_loss(self, batch: Batch, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one discriminator update and its terms' means by name.
+
+        Args:
+            batch: What `GANTask.prepare` returned.
+            outputs: The student's pictures; their graph is cut here.
+
+        The discriminator spec decides what is real (the data or the teacher's pictures), what is fake (the
+        student's or the teacher's), and the objective: ``adversarial`` is the baseline's own loss,
+        ``consistency`` is eq. 8 with the discriminator as the variable, ``both`` is their sum.
+        """
+        task, judge, spec = self.task, self.discriminator, self.spec
+        fakes = self.generate_dense(batch) if spec.fake == "teacher" else _detached(outputs)
+        if spec.real == "teacher":
+            batch = {**batch, "real": self.generate_dense(batch)["fake"]}
+        real = task.judge_real(judge, batch)
+        terms = task.discriminator_terms(judge, batch, fakes, real, task.judge_fake(judge, batch, fakes))
+        logged = {f"discriminator.{name}": term.detach().mean() for name, term in terms.items()}
+        loss = task.total(terms, "discriminator") if spec.objective != "consistency" else None
+        if spec.objective != "adversarial":
+            distance = self._discriminator_consistency(batch, real, terms)
+            logged["discriminator.consistency"] = distance.detach()
+            loss = distance if loss is None else loss + distance
+        assert loss is not None
+        return loss, logged
+
+    def _discriminator_consistency(self, batch: Batch, real: Judgement, student: Terms) -> Tensor:
+        """L_DC of eq. 8 as a function of the discriminator."""
+        task, judge = self.task, self.discriminator
+        dense = self.generate_dense(batch)
+        with frozen_statistics(judge):
+            teacher = task.discriminator_terms(judge, batch, dense, real, task.judge_fake(judge, batch, dense))
+        parts = [
+            weight * losses.normalized(losses.consistency(teacher[name], student[name]), teacher[name].mean(), EPSILON)
+            for name, weight in task.discriminator_weights.items()
+        ]
+        return torch.stack(parts).sum()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator lives."""
+        return next(self.generator.parameters()).device
+
+    @contextlib.contextmanager
+    def _randomness(self, batch: Batch) -> Iterator[None]:
+        seed = batch.get("dropout_seed") if self._has_dropout else None
+        if self._has_dropout and seed is None:
+            raise UserError(
+                "the generator has dropout, but the batch names no 'dropout_seed': put an integer that "
+                "depends on the step alone under that key, so that teacher and student drop the same units"
+            )
+        with same_randomness(seed, self.device):
+            yield
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    return {name: value.detach() for name, value in outputs.items()}
+
 
 LOSS_POLICIES: dict[str, type] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -75,11 +75,29 @@ class GANTask(ABC):
     """
 
     name: ClassVar[str]
+    #: Height and width of the pictures in pixels, and their number of channels.
+    image_size: int
+    channels: int
     phases: tuple[Phase, ...] = (Phase("discriminator"), Phase("generator"))
     #: Weights of the generator's loss terms; their names are the terms' names.
     generator_weights: dict[str, float] = {"gen": 1.0}  # noqa: RUF012 - read only
     #: Weights of the discriminator's loss terms.
     discriminator_weights: dict[str, float] = {"dis": 1.0}  # noqa: RUF012 - read only
+
+    @classmethod
+    def usual_options(cls) -> dict[str, Any]:
+        """Return what `__init__` takes where nobody says otherwise: the baseline's sizes."""
+        return {}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the sizes of the generator whose weights these are, or ``None`` if they are not this task's."""
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `__init__` was called with; checkpoints keep it."""
+        return {}
 
     @abstractmethod
     def build(self, role: Role, width: float = 1.0) -> nn.Module:

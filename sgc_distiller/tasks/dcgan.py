@@ -7,7 +7,7 @@ https://github.com/pytorch/examples/tree/main/dcgan; its checkpoints load as the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -110,6 +110,27 @@ class DCGAN(GANTask):
         self.channels = channels
         self.width = width
         self.noise = noise
+
+    @classmethod
+    def usual_options(cls) -> dict[str, Any]:
+        """Return the baseline's sizes: 64x64 pictures, one channel, width 64."""
+        return {"image_size": 64, "channels": 1, "width": 64}
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the sizes that a generator's weights tell, or ``None`` if they are another network's."""
+        layers = [tensor for name, tensor in state.items() if name.startswith("main.") and tensor.dim() == 4]
+        if len(layers) < 3 or any(tuple(layer.shape[2:]) != (4, 4) for layer in layers):
+            return None
+        width, channels = layers[-1].shape[:2]
+        if layers[0].shape[1] != width * 2 ** (len(layers) - 2):
+            return None
+        return {
+            "image_size": 2 ** (len(layers) + 1),
+            "channels": channels,
+            "width": width,
+            "noise": layers[0].shape[0],
+        }
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Checkpoints with Distiller's keys, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgc_distiller.errors import NotANumberError, UserError
+from sgc_distiller.names import canonical
+from sgc_distiller.runs import RunFolder, atomic_write
+
+__all__ = [
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_weights",
+    "plain_names",
+    "save_checkpoint",
+    "sha256",
+]
+
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint through a temporary file, flushed and renamed.
+
+    Args:
+        path: Where to.
+        content: Tensors, numbers, strings, and lists and dictionaries of them.
+
+    Raises:
+        NotANumberError: If a tensor in it is not finite; nothing is written then.
+    """
+    bad = [name for name, tensor in _tensors(content) if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise NotANumberError(
+            f"{path.name}: not written, since {len(bad)} tensors hold values that are not finite, the first "
+            f"{bad[0]}; earlier checkpoints are intact. Lower the learning rate and resume from the last one"
+        )
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def _tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """Return every tensor inside nested containers with its path."""
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    return [found for key, part in items for found in _tensors(part, f"{name}.{key}" if name else str(key))]
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint file that a path means: the file itself, or the one in a run folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = RunFolder(path, create=False).checkpoint_file
+        if inside.is_file():
+            return inside
+        raise UserError(f"{path}: expected {inside.name} in this folder; name a run folder or a checkpoint file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a checkpoint or a run folder, such as logs/<run>")
+    return path
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint or a plain state dictionary; no code in the file is run.
+
+    Returns:
+        The checkpoint. A plain dictionary of tensors comes back as ``{"state_dict": ...}``.
+
+    Raises:
+        UserError: If the file is missing, damaged or something else.
+    """
+    path = find_checkpoint(path)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({reason}); expected a file written by torch.save that "
+            "holds tensors, numbers and strings only. Take another checkpoint, or save its state_dict() anew"
+        ) from None
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: expected a checkpoint or a state dictionary, got {type(content).__name__}")
+    if "state_dict" in content:
+        return dict(content)
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {"state_dict": dict(content)}
+    raise UserError(
+        f"{path}: expected the key 'state_dict' or tensors only, got the keys {', '.join(map(str, list(content)[:5]))}"
+    )
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dictionary without the names that wrappers add (``module.``, ``_orig_mod.``)."""
+    return {canonical(name): tensor for name, tensor in state.items()}
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load weights into a network of the same architecture.
+
+    Args:
+        network: Where to.
+        state: State dictionary; the prefixes of wrappers are ignored on both sides.
+        what: For the error: the file and the network's role.
+
+    Raises:
+        UserError: If names or shapes differ; the first differences are named.
+    """
+    own = network.state_dict()
+    by_plain_name = {canonical(name): name for name in own}
+    given = plain_names(state)
+    missing = [n for n in by_plain_name if n not in given and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in given if n not in by_plain_name]
+    shapes = [
+        f"{n} is {tuple(given[n].shape)}, expected {tuple(own[full].shape)}"
+        for n, full in by_plain_name.items()
+        if n in given and given[n].shape != own[full].shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+    if unexpected:
+        problems.append(f"not expected: {', '.join(unexpected[:3])}{' ...' if len(unexpected) > 3 else ''}")
+    problems += shapes[:3]
+    if problems:
+        raise UserError(
+            f"{what}: these are the weights of another network ({'; '.join(problems)}); give the checkpoint of "
+            "this task and size, or set --arch, --image-size, --channels and --width to those it was trained with"
+        )
+    network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

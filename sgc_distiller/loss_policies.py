@@ -1,0 +1,241 @@
+"""Policies that shape the generator's loss; a schedule declares them under ``extensions:``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sgc_distiller import checks, losses
+from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingPolicy
+from sgc_distiller.supervision import EPSILON, StepContext, Supervision
+from sgc_distiller.tasks.base import Terms
+
+__all__ = ["LOSS_POLICIES", "OutputDistillationPolicy", "SelfSupervisedPolicy"]
+
+Mode = Literal["replace", "add"]
+
+
+class _LossPolicy(ScheduledTrainingPolicy):
+    """A policy that reads the step's context and replaces the loss or adds to it."""
+
+    def __init__(self, model: nn.Module, name: str, mode: Mode) -> None:
+        super().__init__()
+        checks.one_of(mode, get_args(Mode), "mode")
+        self.name = name
+        self.mode = mode
+        self.supervision = Supervision.of(model)
+        self.supervision.require_teacher()
+
+    def on_minibatch_begin(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Close the last step, so that no loss is computed from a stale one."""
+        self.supervision.begin(minibatch_id)
+
+    def before_backward_pass(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        zeros_mask_dict: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> PolicyLoss:
+        """Return the step's loss and its named parts."""
+        return self._loss(self.supervision.context(self), loss)
+
+    def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
+        raise NotImplementedError
+
+
+class SelfSupervisedPolicy(_LossPolicy):
+    """Pull every loss term of the pruned generator to the dense generator's value.
+
+    ``L = L_GC + lambda_dc * L_DC`` (Self-Supervised GAN Compression, eq. 3-9). For each term t,
+    ``w_t * |l_t(dense) - l_t(sparse)| / max(|l_t(dense)|, epsilon)``: L_GC sums over the generator's terms
+    (eq. 7), L_DC over the discriminator's (eq. 8), both judged by the same discriminator.
+
+    Args:
+        model: The generator; its `Supervision` must exist.
+        name: The instance's name in the schedule.
+        lambda_dc: Weight of L_DC, 0.5 in the paper.
+        term_weights: Weights by term's name; terms not named keep the task's own weights, as in the paper.
+        epsilon: Smallest denominator, > 0.
+        distance: ``batch`` compares the terms' batch means, as printed; ``sample`` compares them picture by
+            picture before the mean is taken.
+        normalizer: The denominator: ``batch`` is this batch's |mean of the teacher's term|, as printed; ``ema``
+            its exponential moving average, which does not blow up where one batch's mean is close to 0.
+        ema_decay: Decay of that average per step, in [0, 1].
+        features: Weight of a further distance, 0 for none as in the paper: the discriminator's activations for
+            the dense and the sparse picture, relative to the dense one's (`losses.feature_distance`).
+        mode: ``replace`` puts L in the place of the GAN's own generator loss, as in the paper; ``add`` adds
+            it.
+
+    Example:
+        In a schedule::
+
+            extensions:
+              supervision: {class: SelfSupervisedPolicy, lambda_dc: 0.5}
+            policies:
+              - extension: {instance_name: supervision}
+                starting_epoch: 0
+                ending_epoch: 20
+                frequency: 1
+
+    Raises:
+        UserError: If an argument is out of range, a term is unknown, or there is no supervision or teacher.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str = "self_supervised",
+        lambda_dc: float = 0.5,
+        term_weights: Mapping[str, float] | None = None,
+        epsilon: float = EPSILON,
+        distance: losses.Distance = "batch",
+        normalizer: Literal["batch", "ema"] = "batch",
+        ema_decay: float = 0.99,
+        features: float = 0.0,
+        mode: Mode = "replace",
+    ) -> None:
+        super().__init__(model, name, mode)
+        checks.one_of(distance, get_args(losses.Distance), "distance")
+        checks.one_of(normalizer, ("batch", "ema"), "normalizer")
+        self.lambda_dc = checks.number(lambda_dc, "lambda_dc", low=0.0)
+        self.epsilon = checks.number(epsilon, "epsilon", low=0.0, open_low=True)
+        self.distance: losses.Distance = distance
+        self.normalizer = normalizer
+        self.ema_decay = checks.fraction(ema_decay, "ema_decay")
+        self.feature_weight = checks.number(features, "features", low=0.0)
+        task = self.supervision.task
+        weights = _checked_weights(term_weights, {**task.generator_weights, **task.discriminator_weights})
+        self._gc_weights = {term: weights[term] for term in task.generator_weights}
+        self._dc_weights = {term: weights[term] for term in task.discriminator_weights}
+        self._scales: dict[str, Tensor] = {}
+
+    def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
+        parts: list[LossComponent] = []
+        total = self._consistency(
+            "gc", self._gc_weights, context.teacher_generator_terms, context.student_generator_terms, parts
+        )
+        if self.lambda_dc > 0:
+            total = total + self.lambda_dc * self._consistency(
+                "dc",
+                self._dc_weights,
+                context.teacher_discriminator_terms,
+                context.student_discriminator_terms,
+                parts,
+            )
+        if self.feature_weight > 0:
+            task = self.supervision.task
+            distance = losses.feature_distance(
+                task.features(context.teacher_judgement), task.features(context.student_judgement), self.epsilon
+            )
+            parts.append(LossComponent(f"{self.name}.features", distance.detach()))
+            total = total + self.feature_weight * distance
+        overall = total if self.mode == "replace" else loss + total
+        return PolicyLoss(overall, [LossComponent(f"{self.name}.total", total.detach()), *parts])
+
+    def _consistency(
+        self, group: str, weights: dict[str, float], teacher: Terms, student: Terms, parts: list[LossComponent]
+    ) -> Tensor:
+        """Return L_GC or L_DC and note each term's distance in ``parts``."""
+        distances = []
+        for term, weight in weights.items():
+            scale = self._scale(f"{group}.{term}", teacher[term])
+            distance = losses.normalized(
+                losses.consistency(teacher[term], student[term], self.distance), scale, self.epsilon
+            )
+            parts.append(LossComponent(f"{self.name}.{group}.{term}", distance.detach()))
+            distances.append(weight * distance)
+        return torch.stack(distances).sum()
+
+    def _scale(self, key: str, teacher: Tensor) -> Tensor:
+        """Return the denominator of one term, before epsilon."""
+        mean = teacher.detach().mean().abs()
+        if self.normalizer == "batch":
+            return mean
+        if key in self._scales:
+            average = self._scales[key].to(mean.device)
+            mean = self.ema_decay * average + (1.0 - self.ema_decay) * mean
+        self._scales[key] = mean
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moving averages of the denominators."""
+        return {"scales": dict(self._scales)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the moving averages where `state_dict` left them."""
+        self._scales = dict(state.get("scales", {}))
+
+
+class OutputDistillationPolicy(_LossPolicy):
+    """Pull the pruned generator's pictures to the dense generator's pictures from the same noise.
+
+    The usual knowledge distillation of a generator: ``student_weight * loss + distill_weight *
+    distance(G_O(z), G_C(z))``. The discriminator takes no part in the distance.
+
+    Args:
+        model: The generator; its `Supervision` must exist.
+        name: The instance's name in the schedule.
+        distill_weight: Weight of the pictures' distance, >= 0.
+        student_weight: Weight of the loss so far in mode ``add``, >= 0.
+        kind: ``l1`` is the mean absolute difference of pixels, ``mse`` the mean squared one.
+        mode: ``add`` keeps the loss so far, ``replace`` drops it.
+
+    Raises:
+        UserError: If an argument is out of range, or there is no supervision or teacher.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str = "output_distillation",
+        distill_weight: float = 10.0,
+        student_weight: float = 1.0,
+        kind: Literal["l1", "mse"] = "l1",
+        mode: Mode = "add",
+    ) -> None:
+        super().__init__(model, name, mode)
+        checks.one_of(kind, ("l1", "mse"), "kind")
+        self.distill_weight = checks.number(distill_weight, "distill_weight", low=0.0)
+        self.student_weight = checks.number(student_weight, "student_weight", low=0.0)
+        self.kind: Literal["l1", "mse"] = kind
+
+    def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
+        distance = losses.picture_distance(
+            context.teacher_outputs["fake"], context.student_outputs["fake"], self.kind
+        )
+        overall = self.distill_weight * distance
+        if self.mode == "add":
+            overall = self.student_weight * loss + overall
+        return PolicyLoss(overall, [LossComponent(f"{self.name}.{self.kind}", distance.detach())])
+
+
+def _checked_weights(given: Mapping[str, float] | None, own: dict[str, float]) -> dict[str, float]:
+    """Return the task's weights with the given ones in their places."""
+    weights = dict(own)
+    for term, weight in (given or {}).items():
+        checks.known(term, own, "a loss term of the task", "term_weights")
+        weights[term] = checks.number(weight, "term_weights", term, low=0.0)
+    return weights
+
+
+LOSS_POLICIES: dict[str, type] = {
+    "SelfSupervisedPolicy": SelfSupervisedPolicy,
+    "OutputDistillationPolicy": OutputDistillationPolicy,
+}
+"""Classes that a schedule may name under ``extensions:``."""

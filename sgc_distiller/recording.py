@@ -1,0 +1,215 @@
+"""Writes what a training run does into its folder: records, pictures, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sgc_distiller import checkpoints, pictures
+from sgc_distiller.masks import sparsity_table
+from sgc_distiller.metrics import MetricResult
+from sgc_distiller.runs import RunFolder
+from sgc_distiller.supervision import unwrapped
+from sgc_distiller.training import StepReport, Trainer
+
+__all__ = ["Console", "Quiet", "Recorder", "generator_sparsity"]
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Evaluate = Callable[[torch.nn.Module], list[MetricResult]]
+
+
+class Console(Protocol):
+    """Where a person follows a run; the command line prints, a program may keep quiet."""
+
+    def note(self, text: str) -> None:
+        """Say one thing that matters."""
+
+    def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        """Hear that training begins."""
+
+    def step(self, report: StepReport) -> None:
+        """Hear of progress within an epoch."""
+
+    def epoch(self, record: Record, epochs: int) -> None:
+        """Hear the numbers of a finished epoch."""
+
+    def layers(self, title: str, rows: list[Record]) -> None:
+        """Hear the sparsity of every layer."""
+
+    def finish(self) -> None:
+        """Hear that training is over."""
+
+
+class Quiet:
+    """A `Console` that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        """Say nothing."""
+
+    def step(self, report: StepReport) -> None:
+        """Say nothing."""
+
+    def epoch(self, record: Record, epochs: int) -> None:
+        """Say nothing."""
+
+    def layers(self, title: str, rows: list[Record]) -> None:
+        """Say nothing."""
+
+    def finish(self) -> None:
+        """Say nothing."""
+
+
+def generator_sparsity(rows: list[Record], names: set[str]) -> float:
+    """Return the share of zeros in the named weights, in [0, 1]; 0 for none."""
+    chosen = [row for row in rows if row["name"] in names]
+    dense = sum(row["dense"] for row in chosen)
+    return 1.0 - sum(row["nonzero"] for row in chosen) / dense if dense else 0.0
+
+
+@dataclass
+class Recorder:
+    """The `Observer` of the command line's runs.
+
+    Attributes:
+        folder: Where to write.
+        console: Told of everything.
+        evaluate: Measures a generator on few pictures, for the table of epochs; ``None`` for no metric.
+        prunable: Names of the convolutions', transposed convolutions' and linear layers' weights.
+        plan: For each epoch, the sparsity that the schedule asks of each weight.
+        state: Returns what a checkpoint holds beside the networks: configuration, teacher's hash, ...
+        sample_seed: Seed of the pictures that are drawn after every epoch.
+        best_count: How many best epochs to name.
+        masks_sparsity: Whether to show every mask's sparsity after an epoch.
+        param_hist: Whether to write histograms of the weights for TensorBoard.
+    """
+
+    folder: RunFolder
+    console: Console
+    evaluate: Evaluate | None
+    prunable: set[str]
+    plan: list[dict[str, float]]
+    state: Callable[[Trainer], Record]
+    sample_seed: int
+    best_count: int = 1
+    masks_sparsity: bool = False
+    param_hist: bool = False
+    scores: list[Record] = field(default_factory=list)
+
+    def on_step(self, report: StepReport) -> None:
+        """Record a step's loss terms."""
+        self.folder.log(
+            {
+                "kind": "step",
+                "epoch": report.epoch,
+                "step": report.step,
+                "terms": report.terms,
+                "lr": report.lr,
+                "seconds": report.seconds,
+            }
+        )
+        self.console.step(report)
+
+    def on_epoch(self, trainer: Trainer, report: StepReport) -> dict[str, float]:
+        """Measure the generator, draw its pictures and record both."""
+        generator = trainer.supervision.generator
+        rows = self.layer_rows(generator, report.epoch)
+        results = self.evaluate(generator) if self.evaluate else []
+        record = {
+            "kind": "epoch",
+            "epoch": report.epoch,
+            "step": report.step,
+            "sparsity_asked": self.asked(rows),
+            "sparsity": generator_sparsity(rows, self.prunable),
+            "terms": report.means,
+            "lr": report.lr,
+            "metrics": [metric_record(result) for result in results],
+            "seconds": report.seconds,
+        }
+        self.folder.log(record)
+        self.folder.log({"kind": "layers", "step": report.step, "layers": rows})
+        if self.param_hist:
+            self.folder.histograms(dict(unwrapped(generator).named_parameters()), report.step)
+        self._draw(trainer, report.epoch)
+        self.console.epoch(record, trainer.epochs)
+        if self.masks_sparsity:
+            self.console.layers(f"Masks after epoch {report.epoch}", rows)
+        if results:
+            self._score(record)
+            first = results[0]
+            return {"max" if first.higher_is_better else "min": first.value}
+        return {"min": report.means["generator.loss"]}
+
+    def on_epoch_closed(self, trainer: Trainer, report: StepReport) -> None:
+        """Write the checkpoint, and the best one if this epoch is the best so far."""
+        content = self.checkpoint(trainer)
+        checkpoints.save_checkpoint(self.folder.checkpoint_file, content)
+        if self.scores and self.scores[0]["epoch"] == report.epoch:
+            checkpoints.save_checkpoint(self.folder.best_file, content)
+
+    def checkpoint(self, trainer: Trainer) -> Record:
+        """Return everything that a resumed run needs, under Distiller's keys and ours."""
+        supervision, scheduler = trainer.supervision, trainer.scheduler
+        return {
+            "epoch": trainer.epoch - 1,
+            "arch": trainer.task.name,
+            "state_dict": supervision.generator.state_dict(),
+            "optimizer_state_dict": trainer.generator_optimizer.state_dict(),
+            "compression_sched": scheduler.state_dict() if scheduler else None,  # type: ignore[attr-defined]
+            "extras": {"scores": self.scores[: self.best_count]},
+            "step": trainer.step,
+            "discriminator_state_dict": supervision.discriminator.state_dict(),
+            "discriminator_optimizer_state_dict": trainer.discriminator_optimizer.state_dict(),
+            **self.state(trainer),
+        }
+
+    def layer_rows(self, generator: torch.nn.Module, epoch: int) -> list[Record]:
+        """Return the sparsity of every weight, asked and reached."""
+        asked = self.plan[min(epoch, len(self.plan) - 1)] if self.plan else {}
+        return [{**row, "asked": asked.get(row["name"], 0.0)} for row in sparsity_table(generator)]
+
+    def asked(self, rows: list[Record]) -> float:
+        """Return the sparsity asked of all prunable weights together, in [0, 1]."""
+        chosen = [row for row in rows if row["name"] in self.prunable]
+        dense = sum(row["dense"] for row in chosen)
+        return sum(row["asked"] * row["dense"] for row in chosen) / dense if dense else 0.0
+
+    def _score(self, record: Record) -> None:
+        """Rank epochs by the first metric, only those at the final sparsity, so that dense ones never win."""
+        final = self.plan[-1] if self.plan else {}
+        if self.plan and self.plan[min(record["epoch"], len(self.plan) - 1)] != final:
+            return
+        self.scores.append(
+            {"epoch": record["epoch"], "sparsity": record["sparsity"], "metrics": record["metrics"]}
+        )
+        self.scores.sort(key=lambda score: (score["metrics"][0]["value"], score["epoch"]))
+        del self.scores[max(self.best_count, 1) :]
+
+    def _draw(self, trainer: Trainer, epoch: int) -> None:
+        supervision = trainer.supervision
+        sparse = self.draw(trainer, supervision.generator)
+        self.folder.samples.mkdir(exist_ok=True)
+        pictures.save_grid(sparse[:16], self.folder.epoch_sample(epoch), columns=16)
+        if supervision.teacher is not None:
+            pictures.save_comparison(self.draw(trainer, supervision.teacher), sparse, self.folder.samples)
+        else:
+            pictures.save_grid(sparse, self.folder.samples / "dense.png", columns=8)
+
+    def draw(self, trainer: Trainer, generator: torch.nn.Module) -> Tensor:
+        """Return 32 pictures, the same noise every time."""
+        chunks = trainer.task.sample(generator, 32, self.sample_seed, trainer.supervision.device)
+        return torch.cat(list(chunks)).cpu()
+
+
+def metric_record(result: MetricResult) -> Record:
+    """Return a metric as it is written into records."""
+    return {"name": result.name, "value": result.value, "low": result.low, "high": result.high}

@@ -1,0 +1,211 @@
+"""Settings of a run: what was asked, completed by what its checkpoint knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgc_distiller import checks
+from sgc_distiller.checkpoints import find_checkpoint, load_checkpoint, plain_names
+from sgc_distiller.errors import UserError
+from sgc_distiller.tasks import TASKS
+
+__all__ = ["Options", "pick_device", "resolve"]
+
+_OF_THE_CALL = ("resume_from", "weights_from", "reset_optimizer", "device", "workers")
+"""Settings that a resumed run does not take over: they belong to the call, not to the run."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one run; ``config.json`` in the run folder holds them. ``None`` means "as usual".
+
+    Attributes:
+        task: Name in `sgc_distiller.tasks.TASKS`; as usual: the checkpoint's, else ``dcgan``.
+        data: Folder of the data set, or ``digits`` for those that come with scikit-learn; as usual: what the
+            checkpoint was trained on, else ``digits``.
+        task_options: Arguments of the task, such as ``image_size``, ``channels`` and ``width``; those not named
+            are the checkpoint's, else the baseline's.
+        epochs: Where to stop, counted from 0; as usual: the schedule's last epoch, else 25.
+        steps_per_epoch: Generator updates in an epoch; as usual: the schedule's, else a pass over the data.
+        batch_size: Pictures in a batch.
+        lr: Learning rate of both networks; as usual: the baseline's.
+        weight_decay: Of both networks.
+        seed: Of everything random.
+        device: ``cuda``, ``cuda:1``, ``cpu``; as usual: the GPU where there is one.
+        workers: Processes that decode pictures which do not fit into memory.
+        report_every: Steps between two lines of progress and looks at the losses.
+        folder: The run folder.
+        schedule: Path of the schedule.
+        resume_from: Checkpoint to continue.
+        weights_from: Checkpoint or generator's weights to start from.
+        discriminator_from: Discriminator's weights, where ``weights_from`` holds none.
+        reset_optimizer: With ``resume_from``: fresh optimisers, and the epochs count from 0.
+        deterministic: Let torch refuse operations that are not deterministic.
+        train_size: Share of the training pictures used, in (0, 1].
+        valid_size: Share of ``epoch_images``, in (0, 1].
+        test_size: Share of ``test_images``, in (0, 1].
+        extractor: ``auto``, ``inception`` or ``digits``.
+        extractor_weights: Path of the extractor's weights.
+        epoch_images: Pictures drawn for the metric after each epoch; 0 for none.
+        test_images: Pictures drawn for the result.
+        best_count: How many best epochs to name.
+        save_untrained: Write a checkpoint before the first step.
+        masks_sparsity: Show every mask's sparsity after an epoch.
+        param_hist: Histograms of the weights for TensorBoard.
+        distill_weight: Adds distillation of the pictures with this weight; ``None`` for none.
+        student_weight: Weight of the loss so far beside it.
+        prune_only: Apply the schedule's masks without any training.
+        method: What a result is called; as usual: the schedule's file name.
+    """
+
+    task: str | None = None
+    data: str | None = None
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    steps_per_epoch: int | None = None
+    batch_size: int = 64
+    lr: float | None = None
+    weight_decay: float = 0.0
+    seed: int = 0
+    device: str | None = None
+    workers: int = 2
+    report_every: int = 50
+    folder: str = "logs/run"
+    schedule: str | None = None
+    resume_from: str | None = None
+    weights_from: str | None = None
+    discriminator_from: str | None = None
+    reset_optimizer: bool = False
+    deterministic: bool = False
+    train_size: float = 1.0
+    valid_size: float = 1.0
+    test_size: float = 1.0
+    extractor: str = "auto"
+    extractor_weights: str | None = None
+    epoch_images: int = 512
+    test_images: int = 5000
+    best_count: int = 1
+    save_untrained: bool = False
+    masks_sparsity: bool = False
+    param_hist: bool = False
+    distill_weight: float | None = None
+    student_weight: float = 1.0
+    prune_only: bool = False
+    method: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("epochs", "steps_per_epoch"):
+            if getattr(self, name) is not None:
+                checks.integer(getattr(self, name), _flag(name), low=1)
+        for name, low in (("batch_size", 2), ("workers", 0), ("report_every", 1), ("epoch_images", 0)):
+            checks.integer(getattr(self, name), _flag(name), low=low)
+        checks.integer(self.test_images, _flag("test_images"), low=1)
+        checks.integer(self.best_count, "--num-best-scores", low=1)
+        for name in ("train_size", "valid_size", "test_size"):
+            checks.number(getattr(self, name), _flag(name), low=0.0, high=1.0, open_low=True)
+        if self.lr is not None:
+            checks.number(self.lr, "--lr", low=0.0, open_low=True)
+        for name in ("weight_decay", "student_weight"):
+            checks.number(getattr(self, name), _flag(name), low=0.0)
+        if self.distill_weight is not None:
+            checks.number(self.distill_weight, "--kd-distill-wt", low=0.0)
+        if self.resume_from and self.weights_from:
+            raise UserError(
+                "--resume-from and --exp-load-weights-from exclude each other: the first continues a run, the "
+                "second begins one from trained weights; give one of them"
+            )
+
+
+_FLAGS = {
+    "weight_decay": "--wd",
+    "student_weight": "--kd-student-wt",
+    "train_size": "--effective-train-size",
+    "valid_size": "--effective-valid-size",
+    "test_size": "--effective-test-size",
+    "report_every": "--print-freq",
+}
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device called ``name``, or the GPU where there is one.
+
+    Raises:
+        UserError: If this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} is not there: this machine has {torch.cuda.device_count()} GPUs that torch can "
+            "use; take --cpu or another number"
+        )
+    return device
+
+
+def resolve(given: Mapping[str, Any]) -> Options:
+    """Return complete settings from what a person gave and what the checkpoint they name knows.
+
+    A run that is resumed keeps the settings it began with; what is given goes first. A run that starts from a
+    checkpoint takes over its task, sizes and data.
+
+    Args:
+        given: Options by the names of `Options`, only those that were given.
+
+    Raises:
+        UserError: If the checkpoint cannot be read or a value cannot be used.
+    """
+    asked = Options(**given)
+    known: dict[str, Any] = {}
+    if asked.resume_from:
+        known = _known_of_run(asked.resume_from)
+    elif asked.weights_from:
+        known = _known_of_weights(asked.weights_from, asked.task)
+    names = {item.name for item in dataclasses.fields(Options)}
+    merged = {name: value for name, value in known.items() if name in names}
+    merged.update(given)
+    if asked.resume_from:
+        merged["resume_from"] = str(find_checkpoint(asked.resume_from))
+    merged["task"] = merged.get("task") or "dcgan"
+    merged["data"] = merged.get("data") or "digits"
+    task = TASKS.get(merged["task"])
+    usual = task.usual_options() if task else {}
+    merged["task_options"] = {**usual, **known.get("task_options", {}), **asked.task_options}
+    return Options(**merged)
+
+
+def _known_of_run(path: str) -> dict[str, Any]:
+    """Return the settings of the run that a checkpoint belongs to."""
+    file = find_checkpoint(path)
+    config = dict(load_checkpoint(file).get("config", {}))
+    for name in _OF_THE_CALL:
+        config.pop(name, None)
+    return {**config, "folder": str(file.parent)}
+
+
+def _known_of_weights(path: str, task: str | None) -> dict[str, Any]:
+    """Return task, sizes and data of a checkpoint, or of a plain state dictionary as far as its shapes tell."""
+    content = load_checkpoint(path)
+    if "task_options" in content:
+        data = content.get("config", {}).get("data")
+        return {"task": content.get("arch"), "data": data, "task_options": content["task_options"]}
+    state = plain_names(content["state_dict"])
+    for name, cls in TASKS.items():
+        found = cls.options_of(state) if task in (None, name) else None
+        if found is not None:
+            return {"task": name, "task_options": found}
+    return {}
