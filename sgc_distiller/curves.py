@@ -1,0 +1,105 @@
+"""The charts of one run: sparsity and metrics over its epochs, loss terms over its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from sgc_distiller.charts import Line, line_chart
+from sgc_distiller.runs import Record
+from sgc_distiller.wording import metrics_by_name, short_name
+
+__all__ = ["run_charts"]
+
+_ROLES = {  # of a term such as student.gen: what the legend calls it, and its colour
+    "teacher": ("dense (teacher)", "dense"),
+    "student": ("sparse (student)", "sparse"),
+    "discriminator": ("discriminator in training", "third"),
+    "generator": ("generator in training", "fourth"),
+}
+
+
+def run_charts(records: Sequence[Record], dense: Record | None) -> list[dict[str, Any]]:
+    """Return the sections of charts of a run, each with a title, a text and its charts.
+
+    Args:
+        records: All records of the run, oldest first.
+        dense: The result record of the dense generator, if there is one; metrics are drawn against it.
+
+    Returns:
+        Dictionaries with ``title``, ``text`` and ``charts``; a chart has ``title``, ``svg`` and ``text``.
+        A section without anything to draw is left out.
+    """
+    epochs = [item for item in records if item["kind"] == "epoch"]
+    steps = [item for item in records if item["kind"] == "step"]
+    sections = [
+        (
+            "Sparsity and metric over the epochs",
+            "Sparsity counts the weights of convolutions and linear layers; dashed is what was asked for.",
+            [*_sparsity_chart(epochs), *_metric_charts(epochs, dense)],
+        ),
+        (
+            "Loss terms",
+            "The dense and the sparse generator are judged on the same batch by the same discriminator. Long "
+            "runs are drawn as means of neighbouring steps, with their range as a shade.",
+            _term_charts(steps),
+        ),
+    ]
+    return [{"title": title, "text": text, "charts": drawn} for title, text, drawn in sections if drawn]
+
+
+def _sparsity_chart(epochs: Sequence[Record]) -> list[dict[str, Any]]:
+    shown = [item for item in epochs if item.get("sparsity") is not None]
+    if not shown or not any(item["sparsity"] or item.get("sparsity_asked") for item in shown):
+        return []
+    x = [item["epoch"] for item in shown]
+    lines = [Line("reached", x, [item["sparsity"] for item in shown], "sparse")]
+    asked = [item.get("sparsity_asked") for item in shown]
+    if any(value is not None for value in asked):
+        lines.insert(0, Line("asked", x, asked, "ink", dashed=True))
+    return [_chart("sparsity", line_chart(lines, "epoch", percent=True))]
+
+
+def _metric_charts(epochs: Sequence[Record], dense: Record | None) -> list[dict[str, Any]]:
+    found: dict[str, list[tuple[int, Record]]] = {}
+    for item in epochs:
+        for metric in item.get("metrics", []):
+            found.setdefault(metric["name"], []).append((item["epoch"], metric))
+    known = {name: metric["value"] for name, metric in metrics_by_name(dense).items()}
+    drawn = []
+    for name, points in found.items():
+        x = [epoch for epoch, _ in points]
+        values = [metric["value"] for _, metric in points]
+        intervals = all(metric.get("low") is not None for _, metric in points)
+        low, high = ([metric[end] for _, metric in points] if intervals else [] for end in ("low", "high"))
+        lines = [Line("this run", x, values, "sparse", low=low, high=high)]
+        if known.get(name) is not None:
+            lines.append(Line("dense", [x[0], x[-1]], [known[name]] * 2, "dense", dashed=True, stairs=True))
+        shown = [value for line in lines for value in line.y if value is not None]
+        logarithmic = bool(shown) and min(shown) > 0 and max(shown) > 30 * min(shown)
+        svg = line_chart(lines, "epoch", logarithmic=logarithmic)
+        drawn.append(_chart(short_name(points[0][1]), svg, name))
+    return drawn
+
+
+def _term_charts(steps: Sequence[Record]) -> list[dict[str, Any]]:
+    lines: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
+    for item in steps:
+        for name, value in item.get("terms", {}).items():
+            role, _, term = name.rpartition(".")
+            lines.setdefault(term, {}).setdefault(role, []).append((item["step"], value))
+    drawn = []
+    for term, roles in lines.items():
+        series = []
+        for role, points in roles.items():
+            label, colour = _ROLES.get(role, (role or term, "fourth" if role else "ink"))
+            series.append(Line(label, [x for x, _ in points], [y for _, y in points], colour))
+        alone = f" ({series[0].label})" if len(series) == 1 and series[0].label != term else ""
+        drawn.append(_chart(f"{term}{alone}", line_chart(series, "step")))
+    return drawn
+
+
+def _chart(title: str, svg: str, text: str = "") -> dict[str, Any]:
+    return {"title": title, "svg": Markup(svg), "text": text}  # noqa: S704 - our own chart, labels escaped by it

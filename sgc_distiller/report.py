@@ -1,0 +1,315 @@
+"""Reports that a person reads: one self-contained page for a run, one that compares several runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sgc_distiller._version import __version__
+from sgc_distiller.curves import run_charts
+from sgc_distiller.resources import template_folder
+from sgc_distiller.runs import Record, RunFolder, atomic_write
+from sgc_distiller.wording import (
+    MISSING,
+    count,
+    duration,
+    higher_is_better,
+    interval,
+    metrics_by_name,
+    number,
+    percent,
+    ratio,
+    short_name,
+)
+
+__all__ = ["write_report", "write_summary"]
+
+_T = TypeVar("_T")
+
+_PICTURES = {
+    "dense": ("dense", "the trained generator"),
+    "sparse": ("sparse", "the pruned generator"),
+    "residual": ("residual", "(sparse - dense) / 2; grey: no difference"),
+    "residual_x10": ("residual × 10", "the same, amplified ten times"),
+}
+_STRIPS = 12  # epochs that are shown in pictures; of more, evenly spaced ones with the first and the last
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write ``report.html`` of a run from what its folder holds so far, and return its path.
+
+    The page needs no other file and no network: pictures and charts are part of it. What the run does not
+    hold (it is not finished, it has no teacher) is left out or said.
+
+    Args:
+        run_folder: The folder of a run; see `sgc_distiller.runs`.
+
+    Raises:
+        UserError: If there is no such folder, or a file in it is damaged.
+    """
+    run = RunFolder(run_folder, create=False)
+    return atomic_write(run.report_file, _render("report.html", _report(run)))
+
+
+def write_summary(
+    path: str | Path, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()
+) -> Path:
+    """Write one page that compares several runs, and return its path.
+
+    Args:
+        path: The HTML file to write.
+        title: The page's heading.
+        rows: Result records (see `sgc_distiller.runs`), each with ``label`` and, if there are any,
+            ``picture`` (a PNG file of the same noise in every row) and ``report`` (the run's page, linked
+            relative to ``path``). The first row whose ``method`` is ``dense`` is what others are compared to.
+        notes: Sentences that a reader must know to read the table rightly.
+    """
+    path = Path(path)
+    return atomic_write(path, _render("summary.html", _summary(path, title, rows, notes)))
+
+
+def _render(template: str, content: Mapping[str, Any]) -> str:
+    loader = FileSystemLoader(template_folder())
+    pages = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template(template).render(version=__version__, missing=MISSING, **content)
+
+
+# The page of one run.
+
+
+def _report(run: RunFolder) -> dict[str, Any]:
+    config, records = run.config(), run.records()
+    results = [item for item in records if item["kind"] == "result"]
+    dense = _last(item for item in results if item.get("method") == "dense")
+    sparse = _last(item for item in results if item.get("method") != "dense")
+    epochs = [item for item in records if item["kind"] == "epoch"]
+    layers = _last(item for item in records if item["kind"] == "layers")
+    result = sparse or dense or {}
+    return {
+        "title": _title(config, result),
+        "sentences": _sentences(sparse),
+        "notes": _notes(config, result, epochs),
+        "scores": _scores(dense, sparse),
+        "facts": _facts(run, config, result, records),
+        "pictures": _pictures(run),
+        "pictures_text": "Pictures at the same place of two panels come from the same noise.",
+        "strips": _strips(run),
+        "charts": run_charts(records, dense),
+        **_layers(layers),
+        "texts": _texts(run, config),
+    }
+
+
+def _last(records: Iterable[_T]) -> _T | None:
+    found = list(records)
+    return found[-1] if found else None
+
+
+def _title(config: Record, result: Record) -> str:
+    task = result.get("task") or config.get("task") or config.get("arch") or "run"
+    method = result.get("method") or config.get("method") or "unfinished"
+    sparsity = result.get("sparsity")
+    return f"{task}, {method}" if not sparsity else f"{task}, {percent(sparsity)} sparse, {method}"
+
+
+def _sentences(sparse: Record | None) -> list[str]:
+    if sparse is None or not sparse.get("weights"):
+        return []
+    kept = sparse["nonzero"] / sparse["weights"]
+    return [
+        f"The pruned generator keeps {count(sparse['nonzero'])} of {count(sparse['weights'])} weights of its "
+        f"convolutions and linear layers ({percent(kept)})."
+    ]
+
+
+def _notes(config: Record, result: Record, epochs: Sequence[Record]) -> list[str]:
+    if result:
+        return []
+    planned = config.get("epochs")
+    done = len({item["epoch"] for item in epochs})
+    of = f" of {planned}" if planned else ""
+    return [f"This run has not finished: {done}{of} epochs are recorded here, and there is no result yet."]
+
+
+def _scores(dense: Record | None, sparse: Record | None) -> list[dict[str, Any]]:
+    """Return one entry a metric; two generators stand side by side only under the same full name."""
+    scores: dict[str, dict[str, Any]] = {}
+    for label, record in (("dense", dense), ("sparse", sparse)):
+        for name, metric in metrics_by_name(record).items():
+            entry = scores.setdefault(name, {**_named(metric), "sides": [], "ratio": ""})
+            side = {"label": label, "value": number(metric["value"]), "interval": interval(metric)}
+            entry["sides"].append(side)
+            entry["ratio"] = ratio(metric, metrics_by_name(dense).get(name)) if label == "sparse" else ""
+    return list(scores.values())
+
+
+def _named(metric: Mapping[str, Any]) -> dict[str, Any]:
+    name = metric["name"]
+    return {
+        "name": name,
+        "short": short_name(metric),
+        "protocol": name.partition("[")[2].rstrip("]"),
+        "higher_is_better": higher_is_better(metric),
+    }
+
+
+def _facts(
+    run: RunFolder, config: Record, result: Record, records: Sequence[Record]
+) -> list[tuple[str, str]]:
+    environment = run.environment()
+    steps = result.get("steps") or max((item.get("step", 0) for item in records), default=0)
+    seconds = result.get("seconds") or sum(
+        item.get("seconds", 0) for item in records if item["kind"] == "epoch"
+    )
+    device = environment.get("device_name") or environment.get("device")
+    threads = environment.get("torch_threads")
+    schedule = config.get("schedule") or config.get("compress")
+    facts = {
+        "task": result.get("task") or config.get("task") or config.get("arch"),
+        "method": result.get("method") or config.get("method"),
+        "schedule": Path(str(schedule)).name if schedule else None,
+        "sparsity asked": _maybe(percent, result.get("sparsity_asked")),
+        "sparsity measured": _maybe(percent, result.get("sparsity")),
+        "weights": _maybe(count, result.get("weights")),
+        "weights not zero": _maybe(count, result.get("nonzero")),
+        "seed": _maybe(str, result.get("seed", config.get("seed"))),
+        "steps (generator updates)": count(steps) if steps else None,
+        "time": duration(seconds) if seconds else None,
+        "device": f"{device}, {threads} threads" if device == "cpu" and threads else device,
+        "torch": environment.get("torch"),
+        "checkpoint": _maybe(lambda path: Path(str(path)).name, result.get("checkpoint")),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def _pictures(run: RunFolder) -> list[dict[str, str]]:
+    found = []
+    for name, (title, text) in _PICTURES.items():
+        file = run.samples / f"{name}.png"
+        if file.is_file():
+            found.append({"title": title, "text": text, "data": _embedded(file)})
+    return found
+
+
+def _strips(run: RunFolder) -> list[dict[str, Any]]:
+    files = {int(file.stem.rpartition("_")[2]): file for file in run.samples.glob("epoch_[0-9]*.png")}
+    epochs = sorted(files)
+    if len(epochs) > _STRIPS:
+        places = {round(index * (len(epochs) - 1) / (_STRIPS - 1)) for index in range(_STRIPS)}
+        epochs = [epochs[place] for place in sorted(places)]
+    return [{"epoch": epoch, "data": _embedded(files[epoch])} for epoch in epochs]
+
+
+def _layers(record: Record | None) -> dict[str, Any]:
+    layers = (record or {}).get("layers", [])
+    dense = sum(item["dense"] for item in layers)
+    nonzero = sum(item["nonzero"] for item in layers)
+    total = {
+        "name": "",
+        "shape": (),
+        "dense": dense,
+        "nonzero": nonzero,
+        "sparsity": 1 - nonzero / max(dense, 1),
+    }
+    return {
+        "layers": [_layer(item) for item in layers],
+        "layers_step": (record or {}).get("step", 0),
+        "total": _layer(total),
+    }
+
+
+def _layer(item: Record) -> dict[str, Any]:
+    return {
+        "name": item["name"],
+        "shape": " × ".join(str(size) for size in item["shape"]),
+        "dense": count(item["dense"]),
+        "nonzero": count(item["nonzero"]),
+        "sparsity": percent(item["sparsity"]),
+        "width": round(100 * item["sparsity"], 1),
+        "asked": _maybe(percent, item.get("asked")) or MISSING,
+    }
+
+
+def _texts(run: RunFolder, config: Record) -> list[dict[str, Any]]:
+    texts = [("Schedule", run.schedule(), True)]
+    for title, content in (("Settings", config), ("Environment", run.environment())):
+        texts.append((title, json.dumps(content, indent=2) if content else "", False))
+    return [{"title": title, "text": text, "open": is_open} for title, text, is_open in texts if text.strip()]
+
+
+# The page that compares runs.
+
+
+def _summary(
+    path: Path, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]
+) -> dict[str, Any]:
+    metrics: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for name, metric in metrics_by_name(row).items():
+            metrics.setdefault(name, _named(metric))
+    dense = _last(row for row in rows if row.get("method") == "dense")
+    shown = [_summary_row(path, row, metrics, None if row is dense else dense) for row in rows]
+    legend = "Small: 95 % interval over the drawn pictures."
+    return {
+        "title": title,
+        "sentences": [],
+        "notes": list(notes),
+        "metrics": list(metrics.values()),
+        "rows": shown,
+        "legend": f"In brackets: how many times the dense generator's value. {legend}" if dense else legend,
+        "pictured": any(row["picture"] for row in shown),
+    }
+
+
+def _summary_row(
+    path: Path,
+    row: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+    dense: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    own, reference = metrics_by_name(row), metrics_by_name(dense)
+    cells = [
+        {
+            "short": metric["short"],
+            "value": number(own[name]["value"]) if name in own else MISSING,
+            "interval": interval(own.get(name, {})),
+            "ratio": ratio(own.get(name), reference.get(name)),
+        }
+        for name, metric in metrics.items()
+    ]
+    nonzero, weights = row.get("nonzero"), row.get("weights")
+    return {
+        "label": row["label"],
+        "method": row.get("method") if row.get("method") != row["label"] else None,
+        "link": _link(path, row.get("report")),
+        "asked": _maybe(percent, row.get("sparsity_asked")) or MISSING,
+        "sparsity": _maybe(percent, row.get("sparsity")) or MISSING,
+        "cells": cells,
+        "nonzero": _maybe(count, nonzero) or MISSING,
+        "kept": f"{percent(nonzero / weights)} of {count(weights)}"
+        if nonzero is not None and weights
+        else "",
+        "steps": _maybe(count, row.get("steps")) or MISSING,
+        "time": _maybe(duration, row.get("seconds")) or MISSING,
+        "picture": _embedded(Path(row["picture"])) if row.get("picture") else "",
+    }
+
+
+def _link(page: Path, target: str | Path | None) -> str:
+    return "" if target is None else Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+def _maybe(wording: Callable[[Any], str], value: Any) -> str | None:
+    return None if value is None else wording(value)
+
+
+def _embedded(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
