@@ -329,6 +329,3 @@ class Supervision:
 
 def _detached(outputs: Outputs) -> Outputs:
     return {name: value.detach() for name, value in outputs.items()}
-
-
-LOSS_POLICIES: dict[str, type] = {}

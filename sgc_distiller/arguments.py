@@ -1,0 +1,203 @@
+"""What the command line understands; `sgc_distiller.app` acts on it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sgc_distiller._version import __version__
+from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.tasks import TASKS
+
+__all__ = ["compress_gan_parser", "given_options", "sgc_parser"]
+
+_LATER = "this version does not offer it"
+_CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
+_QUANTIZATION = "it is about quantization, and this tool prunes"
+REFUSED = {
+    "--momentum": "both networks are trained with the baseline's Adam; --lr and --wd apply",
+    "--pretrained": "no trained GANs come with the package; give yours with --exp-load-weights-from",
+    "--resume": "it is deprecated in Distiller; use --resume-from, with --reset-optimizer where wanted",
+    "--load-serialized": "networks are not wrapped in DataParallel; checkpoints of wrapped ones load as they are",
+    "--valid-size": "a GAN is judged against its training or test pictures; --effective-valid-size sets how many",
+    "--vs": "a GAN is judged against its training or test pictures; --effective-valid-size sets how many",
+    "--validation-split": "a GAN is judged against its training or test pictures; use --effective-valid-size",
+    "--summary": _LATER,
+    "--sense": _LATER,
+    "--sense-range": _LATER,
+    "--thinnify": _LATER,
+    "--export-onnx": _LATER,
+    "--activation-stats": _CLASSIFIERS,
+    "--act-stats": _CLASSIFIERS,
+    "--activation-histograms": _CLASSIFIERS,
+    "--act-hist": _CLASSIFIERS,
+    "--confusion": _CLASSIFIERS,
+    "--earlyexit_lossweights": _CLASSIFIERS,
+    "--earlyexit_thresholds": _CLASSIFIERS,
+    "--kd-teacher": "the teacher is the dense generator that --exp-load-weights-from names",
+    "--kd-pretrained": "the teacher is the dense generator that --exp-load-weights-from names",
+    "--kd-resume": "the teacher is the dense generator that --exp-load-weights-from names",
+    "--kd-temp": "pictures are compared, which knows no temperature; use --kd-distill-wt and --kd-student-wt",
+    "--kd-temperature": "pictures are compared, which knows no temperature; use --kd-distill-wt",
+    "--kd-teacher-wt": "a generator's pictures have no labels; use --kd-distill-wt and --kd-student-wt",
+    "--kd-tw": "a generator's pictures have no labels; use --kd-distill-wt and --kd-student-wt",
+    "--kd-start-epoch": "declare OutputDistillationPolicy in the schedule, whose entry names its epochs",
+    "--greedy": "greedy filter pruning is not supported; use a schedule",
+    "--greedy-ft-epochs": "greedy filter pruning is not supported; use a schedule",
+    "--greedy-target-density": "greedy filter pruning is not supported; use a schedule",
+    "--greedy-pruning-step": "greedy filter pruning is not supported; use a schedule",
+    "--greedy-finetuning-policy": "greedy filter pruning is not supported; use a schedule",
+    "--quantize-eval": _QUANTIZATION,
+    "--qe": _QUANTIZATION,
+}
+"""Flags of Distiller's compress_classifier that mean nothing here, and why."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`, with the nearest flag and Distiller's own explained."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the command line.
+
+        Raises:
+            UserError: Always.
+        """
+        hint = ""
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flag = unknown.group(1).partition("=")[0]
+            reason = REFUSED.get(flag)
+            if reason is None and flag.startswith(("--qe-", "--lapq-")):
+                reason = _QUANTIZATION
+            if reason:
+                raise UserError(f"{flag} of Distiller's compress_classifier is not supported: {reason}")
+            hint = nearest(flag, self._option_string_actions)
+        raise UserError(f"{message}.{hint} `{self.prog} --help` lists what is understood")
+
+
+def sgc_parser() -> Parser:
+    """Return the parser of ``sgc``."""
+    parser = Parser(prog="sgc", description="Prune the generators of trained GANs without losing their pictures.")
+    parser.add_argument("--version", action="version", version=f"sgc_distiller {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    helps = {
+        "train": "train a dense GAN",
+        "compress": "prune a trained generator by a schedule",
+        "evaluate": "measure the generator of a checkpoint",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("task", choices=sorted(TASKS), help="the GAN")
+        command.add_argument("--data", metavar="DIR", help="data set: a folder, or 'digits' (bundled)")
+        _add_run_arguments(command)
+    quickstart = commands.add_parser(
+        "quickstart",
+        help="train a small DCGAN on digits, compress it, and compare",
+        description="Train a small DCGAN on scikit-learn's handwritten digits, prune its generator, and write a report.",
+    )
+    quickstart.add_argument("-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write")
+    quickstart.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0")
+    quickstart.add_argument("--smoke", action="store_true", help="a few steps of everything: does it run?")
+    quickstart.add_argument("--cpu", action="store_true", help="use no GPU")
+    return parser
+
+
+def compress_gan_parser() -> Parser:
+    """Return the parser of ``examples/compress_gan.py``, with compress_classifier's flags."""
+    parser = Parser(prog="compress_gan.py", description="Train, prune or evaluate a GAN, as compress_classifier does.")
+    parser.add_argument("data", metavar="DATASET_DIR", help="data set: a folder, or 'digits' (bundled)")
+    parser.add_argument("-a", "--arch", dest="task", choices=sorted(TASKS), help="the GAN")
+    parser.add_argument("-e", "--evaluate", action="store_true", help="measure a checkpoint and exit")
+    _add_run_arguments(parser)
+    return parser
+
+
+def _add_run_arguments(parser: Parser) -> None:
+    """Add what all commands share. Defaults are not filled in here: see `sgc_distiller.settings.resolve`."""
+    add = parser.add_argument
+    omit: dict[str, Any] = {"default": argparse.SUPPRESS}
+    add("--compress", dest="schedule", metavar="FILE", help="schedule: a file, or a shipped one's name", **omit)
+    add("--resume-from", metavar="PATH", help="continue the run of this checkpoint or folder", **omit)
+    add("--exp-load-weights-from", dest="weights_from", metavar="PATH", help="begin from these weights", **omit)
+    add("--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file", **omit)
+    add("--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0", **omit)
+    add("--epochs", type=int, metavar="N", help="total number of epochs (default: the schedule's, or 25)", **omit)
+    add("--steps-per-epoch", type=int, metavar="N", help="generator updates in an epoch", **omit)
+    add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)", **omit)
+    add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="of both networks", **omit)
+    add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0", **omit)
+    add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)", **omit)
+    add("--image-size", type=int, metavar="N", help="height and width in pixels", **omit)
+    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour", **omit)
+    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer", **omit)
+    add("-o", "--out-dir", default="logs", metavar="DIR", help="folder of all runs")
+    add("-n", "--name", metavar="NAME", help="name of this run's folder (default: date and time)")
+    add("-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports", **omit)
+    add("-v", "--verbose", action="store_true", help="debugging messages")
+    add("--masks-sparsity", action="store_true", help="show every mask's sparsity after an epoch", **omit)
+    add("--param-hist", action="store_true", help="histograms of the weights for TensorBoard", **omit)
+    add("--deterministic", "--det", action="store_true", help="only deterministic operations", **omit)
+    add("--seed", type=int, metavar="N", help="of everything random (default: 0)", **omit)
+    add("--gpus", metavar="N", help="number of the GPU to use")
+    add("--cpu", action="store_true", help="use no GPU")
+    for short, which, text in (
+        ("--etrs", "train", "share of the training pictures to use"),
+        ("--evs", "valid", "share of --epoch-images to draw after an epoch"),
+        ("--etes", "test", "share of --test-images to draw for the result"),
+    ):
+        add(short, f"--effective-{which}-size", dest=f"{which}_size", type=float, metavar="F", help=text, **omit)
+    add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name", **omit)
+    add("--save-untrained-model", dest="save_untrained", action="store_true", help="before the first step", **omit)
+    add("--kd-distill-wt", "--kd-dw", dest="distill_weight", type=float, metavar="W", help="add distillation", **omit)
+    add("--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it", **omit)
+    add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits", **omit)
+    add("--extractor-weights", metavar="FILE", help="the extractor's weights", **omit)
+    add("--epoch-images", type=int, metavar="N", help="pictures for the metric after an epoch", **omit)
+    add("--test-images", type=int, metavar="N", help="pictures for the result's metric", **omit)
+    add("--prune-only", action="store_true", help="set the schedule's masks without training", **omit)
+    add("--dry-run", action="store_true", help="print the schedule and the sparsity it asks, and exit")
+
+
+_TASK_OPTIONS = ("image_size", "channels", "width")
+_NOT_OPTIONS = ("command", "evaluate", "out_dir", "name", "verbose", "gpus", "cpu", "dry_run")
+
+
+def given_options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the options that a person gave, by the names of `sgc_distiller.settings.Options`.
+
+    Args:
+        arguments: What a parser of this module returned.
+        folder: The run folder, unless a run is resumed, which goes on in its own.
+
+    Raises:
+        UserError: If ``--gpus`` names more than one GPU, or ``--cpu`` stands beside it.
+    """
+    given = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
+    sizes = {name: given.pop(name) for name in _TASK_OPTIONS if name in given}
+    if sizes:
+        given["task_options"] = sizes
+    if "resume_from" not in given:
+        given["folder"] = str(folder)
+    if arguments.cpu and arguments.gpus is not None:
+        raise UserError("--cpu and --gpus exclude each other; give one of them")
+    if arguments.cpu:
+        given["device"] = "cpu"
+    elif arguments.gpus is not None:
+        if not arguments.gpus.isdigit():
+            raise UserError(f"--gpus: expected the number of one GPU, got {arguments.gpus!r}; a run uses one")
+        given["device"] = f"cuda:{arguments.gpus}"
+    return given
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; an unknown flag is an error wherever it stands."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments

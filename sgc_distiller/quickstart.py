@@ -1,0 +1,130 @@
+"""The whole path on real digits: a dense GAN, then pruned ones, side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgc_distiller.experiment import compress, train
+from sgc_distiller.recording import Console, Quiet
+from sgc_distiller.report import write_summary
+from sgc_distiller.resources import find_schedule
+from sgc_distiller.runs import RunFolder
+from sgc_distiller.settings import resolve
+
+__all__ = ["Row", "quickstart"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        label: What a person reads.
+        schedule: A shipped schedule, or ``None`` for the dense GAN.
+        prune_only: Whether the weights are left untrained.
+    """
+
+    label: str
+    schedule: str | None = None
+    prune_only: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Name of the row's run folder."""
+        if self.schedule is None:
+            return "dense"
+        return self.schedule.rpartition("/")[2] + ("_untrained" if self.prune_only else "")
+
+
+ROWS = (
+    Row("dense"),
+    Row("75 %, one-shot, not trained", "dcgan/oneshot_75", prune_only=True),
+    Row("50 %, supervised", "dcgan/recommended_50"),
+    Row("75 %, supervised", "dcgan/recommended_75"),
+)
+SIZES = {"image_size": 32, "channels": 1, "width": 32}
+DENSE = {"epochs": 12, "steps_per_epoch": 100, "epoch_images": 0}
+COMPRESSED: dict[str, Any] = {"epoch_images": 256}
+SMOKE = {"epochs": 2, "steps_per_epoch": 2, "epoch_images": 64, "test_images": 128}
+
+
+def quickstart(
+    folder: Path, seeds: int = 1, smoke: bool = False, device: str | None = None, console: Console | None = None
+) -> list[list[Record]]:
+    """Train, prune and compare; writes ``report.html`` into ``folder``. Finished runs are not repeated.
+
+    Args:
+        folder: Where the runs go, one folder a seed.
+        seeds: How many seeds, counted from 0.
+        smoke: Take a few steps of everything, to see whether it runs; its numbers mean nothing.
+        device: See `sgc_distiller.settings.Options`.
+        console: Where a person follows.
+
+    Returns:
+        For each seed the result records of `ROWS`, in their order, each with ``label``.
+    """
+    console = console or Quiet()
+    results = []
+    for seed in range(seeds):
+        rows = list(_seed_rows(folder / f"seed{seed}", seed, smoke, device, console))
+        results.append(rows)
+    notes = [f"Means over {seeds} seeds stand in the table that the command prints."] if seeds > 1 else []
+    write_summary(
+        folder / "report.html",
+        "DCGAN on handwritten digits: dense and pruned",
+        [{**row, "label": f"{row['label']}, seed {row['seed']}" if seeds > 1 else row["label"]} for rows in results for row in rows],
+        notes,
+    )
+    return results
+
+
+def _seed_rows(folder: Path, seed: int, smoke: bool, device: str | None, console: Console) -> Iterator[Record]:
+    for row in ROWS:
+        run = folder / row.folder
+        console.note(f"{row.label} (seed {seed}): {run}")
+        result = _finished(run) or _run(row, run, folder / "dense", seed, smoke, device, console)
+        yield {**result, "label": row.label, "picture": run / "samples" / row_picture(row), "report": run / "report.html"}
+
+
+def row_picture(row: Row) -> str:
+    """Return the file of a run's pictures that stands for the row."""
+    return "dense.png" if row.schedule is None else "sparse.png"
+
+
+def _finished(run: Path) -> Record | None:
+    """Return the result of a run that has ended, or ``None``."""
+    if not run.is_dir():
+        return None
+    results = RunFolder(run).records("result")
+    own = [record for record in results if record["checkpoint"].endswith("checkpoint.pth.tar")]
+    return own[-1] if own else None
+
+
+def _run(
+    row: Row, run: Path, dense: Path, seed: int, smoke: bool, device: str | None, console: Console
+) -> Record:
+    if (run / "checkpoint.pth.tar").is_file():
+        given: dict[str, Any] = {"resume_from": str(run)}
+    else:
+        given = {"folder": str(run), "seed": seed, **(SMOKE if smoke else {})}
+        if row.schedule is None:
+            given = {**DENSE, **given, "data": "digits", "task_options": SIZES}
+        else:
+            schedule = str(find_schedule(row.schedule))
+            given = {**COMPRESSED, **given, "schedule": schedule, "weights_from": str(dense)}
+            given["prune_only"] = row.prune_only
+    if device:
+        given["device"] = device
+    options = resolve(given)
+    return (train if row.schedule is None else compress)(options, console)
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation (0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
