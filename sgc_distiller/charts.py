@@ -97,7 +97,12 @@ def line_chart(lines: Sequence[Line], x_label: str, percent: bool = False, logar
         if logarithmic:
             axes.set_yscale("log")
         if len(lines) > 1:
-            place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "borderaxespad": 0.2}
+            place: dict[str, Any] = {
+                "loc": "lower left",
+                "bbox_to_anchor": (0.0, 1.0),
+                "ncols": 2,
+                "borderaxespad": 0.2,
+            }
             axes.legend(frameon=False, fontsize=8, handlelength=1.6, columnspacing=1.2, **place)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
@@ -121,7 +126,7 @@ def _draw(axes: Axes, line: Line, order: int) -> None:
         linewidth=1.6,
         linestyle="--" if line.dashed else "-",
         drawstyle="steps-post" if line.stairs else "default",
-        marker="o" if len(x) <= 40 and not line.stairs else "",
+        marker="o" if len(x) <= 40 and not line.dashed else "",
         markersize=3,
         zorder=10 + order,
     )

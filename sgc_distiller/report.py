@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -304,7 +305,7 @@ def _summary_row(
 
 
 def _link(page: Path, target: str | Path | None) -> str:
-    return "" if target is None else Path(os.path.relpath(target, page.parent)).as_posix()
+    return "" if target is None else quote(Path(os.path.relpath(target, page.parent)).as_posix())
 
 
 def _maybe(wording: Callable[[Any], str], value: Any) -> str | None:
