@@ -200,20 +200,25 @@ def save_statistics(path: Path, mu: Tensor, sigma: Tensor, **more: Tensor) -> No
     partial.replace(path)
 
 
-def load_statistics(path: Path) -> dict[str, Tensor]:
-    """Read an .npz file of statistics, ours or pytorch-fid's; it has at least ``mu`` and ``sigma``.
+def load_statistics(path: Path, keys: tuple[str, ...] = ("mu", "sigma")) -> dict[str, Tensor]:
+    """Read an .npz file of statistics, ours or pytorch-fid's.
+
+    Args:
+        path: The file.
+        keys: What it must hold; pytorch-fid's files hold ``mu`` and ``sigma`` only.
 
     Raises:
-        UserError: The file is missing, damaged or holds something else.
+        UserError: The file is missing or damaged, or lacks a key.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: torch.from_numpy(content[key]) for key in content.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"Cannot read the statistics {path}: {error}. Remove the file.") from error
-    missing = {"mu", "sigma"} - arrays.keys()
-    if missing:
-        raise UserError(f"Expected the keys mu and sigma in {path}, got {sorted(arrays)}. Remove the file.")
+    if not arrays.keys() >= set(keys):
+        raise UserError(
+            f"Expected the keys {', '.join(keys)} in {path}, got {sorted(arrays)}. Remove the file."
+        )
     return arrays
 
 
