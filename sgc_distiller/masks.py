@@ -1,0 +1,293 @@
+"""Masks of a model's parameters, and how they are applied all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["MaskSet", "ParameterMasker", "keep_largest", "sparsity_table"]
+
+
+def keep_largest(weight: Tensor, drop_count: int) -> Tensor:
+    """Return a mask that drops exactly ``drop_count`` elements, those smallest in magnitude.
+
+    Of equal magnitudes, the one with the lowest flat index goes first. No value is read on the host.
+
+    Args:
+        weight: Any shape, any floating type.
+        drop_count: From 1 to the number of elements.
+
+    Returns:
+        Zeros and ones of the shape, type and device of ``weight``.
+    """
+    size = weight.detach().abs().flatten()
+    # kthvalue has no deterministic kernel on a GPU
+    limit = size.sort().values[drop_count - 1] if size.is_cuda else size.kthvalue(drop_count).values
+    smaller = size < limit
+    tied = size == limit
+    left_to_drop = drop_count - smaller.sum()
+    dropped = smaller | (tied & (tied.cumsum(0) <= left_to_drop))
+    return torch.empty_like(weight).copy_(~dropped.view(weight.shape))
+
+
+class ParameterMasker:
+    """The mask of one parameter and how it is used.
+
+    Args:
+        param_name: Name of the parameter.
+        changed: Called when the mask or a flag is set to something else.
+    """
+
+    def __init__(self, param_name: str, changed: Callable[[], None] | None = None) -> None:
+        self.param_name = param_name
+        self.unmasked_copy: Tensor | None = None
+        self.backward_hook_handle: RemovableHandle | None = None
+        self.gradient_holders = 0
+        self.changed = changed
+        self._mask: Tensor | None = None
+        self._use_double_copies = False
+        self._mask_on_forward_only = False
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Zeros and ones of the parameter's shape, or None for a dense parameter."""
+        return self._mask
+
+    @mask.setter
+    def mask(self, mask: Tensor | None) -> None:
+        self._mask = mask
+        self._notify()
+
+    @property
+    def use_double_copies(self) -> bool:
+        """Whether the dense weights come back before the optimizer's step."""
+        return self._use_double_copies
+
+    @use_double_copies.setter
+    def use_double_copies(self, use: bool) -> None:
+        if use != self._use_double_copies:
+            self._use_double_copies = use
+            self._notify()
+
+    @property
+    def mask_on_forward_only(self) -> bool:
+        """Whether the weights are left dense after the optimizer's step."""
+        return self._mask_on_forward_only
+
+    @mask_on_forward_only.setter
+    def mask_on_forward_only(self, only: bool) -> None:
+        if only != self._mask_on_forward_only:
+            self._mask_on_forward_only = only
+            self._notify()
+
+    def _notify(self) -> None:
+        if self.changed is not None:
+            self.changed()
+
+    def apply_mask(self, parameter: Tensor) -> Tensor:
+        """Mask ``parameter`` in place for a forward pass, keeping a dense copy if double copies are used."""
+        if self._mask is not None:
+            self.keep_copy(parameter)
+            self.mask_tensor(parameter)
+        return parameter
+
+    def keep_copy(self, parameter: Tensor) -> None:
+        """Keep the dense weights if double copies are used and none are kept yet."""
+        if self._use_double_copies and self.unmasked_copy is None:
+            self.unmasked_copy = parameter.detach().clone()
+
+    def mask_tensor(self, tensor: Tensor) -> None:
+        """Multiply ``tensor`` by the mask in place; nothing happens without a mask."""
+        if self._mask is not None:
+            tensor.data.mul_(self._mask)
+
+    def mask_gradient(self, gradient: Tensor) -> Tensor | None:
+        """Return ``gradient`` times the mask, or None (unchanged) without a mask."""
+        return None if self._mask is None else gradient * self._mask
+
+    def revert_weights(self, parameter: Tensor) -> None:
+        """Bring back the dense weights kept by `apply_mask`; nothing happens without them."""
+        if self.unmasked_copy is not None:
+            parameter.data.copy_(self.unmasked_copy)
+            self.unmasked_copy = None
+
+    def hold_gradient(self, parameter: Tensor) -> None:
+        """Mask the gradients of ``parameter`` until `release_gradient` was called as often as this."""
+        self.gradient_holders += 1
+        if self.backward_hook_handle is None:
+            learns = parameter.requires_grad
+            parameter.requires_grad_(
+                True
+            )  # a hook can be hung on learning tensors only; it survives the change
+            self.backward_hook_handle = parameter.register_hook(self.mask_gradient)  # type: ignore[no-untyped-call]
+            parameter.requires_grad_(learns)
+
+    def release_gradient(self) -> None:
+        """Take one hold of the gradients away, and the hook with the last one."""
+        self.gradient_holders = max(0, self.gradient_holders - 1)
+        if self.gradient_holders == 0 and self.backward_hook_handle is not None:
+            self.backward_hook_handle.remove()
+            self.backward_hook_handle = None
+
+
+class _Masked(NamedTuple):
+    """Parameters with a mask, in the form in which they are masked together."""
+
+    parameters: list[Tensor]
+    masks: list[Tensor]
+
+
+class _Plan(NamedTuple):
+    """What applying the masks means until a mask or a flag changes."""
+
+    every: _Masked  # all parameters with a mask
+    lasting: _Masked  # those that are masked after the optimizer's step too
+    passing: _Masked  # the others, masked for the forward pass only
+    copied: list[tuple[ParameterMasker, Tensor]]  # those whose dense weights are kept meanwhile
+
+
+class MaskSet(dict[str, ParameterMasker]):
+    """The maskers of a model by parameter name, applied together.
+
+    It is an ordinary dictionary for whoever sets ``masks[name].mask``. Only parameters with a mask are
+    touched, and the list of them is made anew only after a mask or a flag changed.
+
+    Args:
+        model: The model whose parameters are masked, biases and norms included.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._plan: _Plan | None = None
+        for name, _ in model.named_parameters():
+            self[name] = ParameterMasker(name)
+
+    def __setitem__(self, name: str, masker: ParameterMasker) -> None:
+        """Add or replace the masker of one parameter."""
+        masker.changed = self.forget_plan
+        super().__setitem__(name, masker)
+        self.forget_plan()
+
+    def forget_plan(self) -> None:
+        """Look at masks, flags and parameters anew before masks are applied next."""
+        self._plan = None
+
+    def apply(self) -> None:
+        """Mask the weights for a forward pass; double copies are kept where they are asked for."""
+        plan = self._current_plan()
+        for masker, parameter in plan.copied:
+            masker.keep_copy(parameter)
+        _multiply(plan.every)
+
+    def mask_weights(self, is_forward: bool = True) -> None:
+        """Mask the weights, keeping no copies.
+
+        Args:
+            is_forward: Whether weights that are masked on the forward pass only are masked too.
+        """
+        plan = self._current_plan()
+        _multiply(plan.every if is_forward else plan.lasting)
+
+    def revert(self) -> None:
+        """Bring back the dense weights of every parameter that keeps them."""
+        for masker, parameter in self._with_copies():
+            masker.revert_weights(parameter)
+
+    def drop_copies(self) -> None:
+        """Forget the dense weights that are still kept."""
+        for masker, _ in self._with_copies():
+            masker.unmasked_copy = None
+
+    @contextmanager
+    def masked(self) -> Iterator[None]:
+        """Show masked weights inside the block; those that are masked on the forward pass only come back."""
+        passing = self._current_plan().passing.parameters
+        saved = [parameter.detach().clone() for parameter in passing]
+        self.mask_weights()
+        try:
+            yield
+        finally:
+            if saved:
+                with torch.no_grad():
+                    torch._foreach_copy_(passing, saved)
+
+    def _with_copies(self) -> list[tuple[ParameterMasker, Tensor]]:
+        return [pair for pair in self._current_plan().copied if pair[0].unmasked_copy is not None]
+
+    def _current_plan(self) -> _Plan:
+        if self._plan is None:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def _make_plan(self) -> _Plan:
+        masked = []
+        copied: list[tuple[ParameterMasker, Tensor]] = []
+        for name, parameter in self._model.named_parameters():
+            masker = self.get(name)
+            if masker is None:
+                continue
+            if masker.mask is not None:
+                masked.append((masker, parameter, _fitted(masker.mask, parameter)))
+            if masker.unmasked_copy is not None or (masker.mask is not None and masker.use_double_copies):
+                copied.append((masker, parameter))
+        lasting = [entry for entry in masked if not entry[0].mask_on_forward_only]
+        passing = [entry for entry in masked if entry[0].mask_on_forward_only]
+        return _Plan(_together(masked), _together(lasting), _together(passing), copied)
+
+
+def _fitted(mask: Tensor, parameter: Tensor) -> Tensor:
+    if mask.shape != parameter.shape:
+        mask = mask.expand_as(parameter)
+    return mask.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _together(entries: Iterable[tuple[ParameterMasker, Tensor, Tensor]]) -> _Masked:
+    entries = list(entries)
+    return _Masked([entry[1] for entry in entries], [entry[2] for entry in entries])
+
+
+def _multiply(masked: _Masked) -> None:
+    if masked.parameters:
+        with torch.no_grad():
+            torch._foreach_mul_(masked.parameters, masked.masks)
+
+
+def sparsity_table(model: nn.Module) -> list[dict[str, Any]]:
+    """Return one row for each parameter with two or more dimensions: its size, its zeros, its spread.
+
+    Returns:
+        Rows with ``name``, ``shape`` (list), ``dense`` and ``nonzero`` (counts), ``sparsity`` (share of zeros
+        in [0, 1]), ``std`` (unbiased), ``mean`` and ``abs_mean``, in the order of the model. Values are read
+        from the device once for the whole table.
+    """
+    named = [
+        (name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.dim() >= 2
+    ]
+    if not named:
+        return []
+    numbers = []
+    for _, weight in named:
+        wide = weight.double()
+        numbers.append(
+            torch.stack([wide.count_nonzero().double(), wide.std(), wide.mean(), wide.abs().mean()])
+        )
+    values = torch.stack([row.to(numbers[0].device) for row in numbers]).tolist()
+    return [
+        {
+            "name": name,
+            "shape": list(weight.shape),
+            "dense": weight.numel(),
+            "nonzero": int(nonzero),
+            "sparsity": 1.0 - nonzero / weight.numel(),
+            "std": std,
+            "mean": mean,
+            "abs_mean": abs_mean,
+        }
+        for (name, weight), (nonzero, std, mean, abs_mean) in zip(named, values, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""Which parameters of a model a name or a shell pattern in a schedule means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from sgc_distiller.errors import UserError, nearest
+
+__all__ = ["canonical", "find_names", "find_all_names", "is_pattern", "prunable_names"]
+
+_WRAPPERS = frozenset({"module", "_orig_mod"})
+_SHOWN = 8
+
+
+def canonical(name: str) -> str:
+    """Return ``name`` without the path elements that `DataParallel` and `torch.compile` add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether ``name`` is a shell pattern (``*``, ``?``, ``[...]``)."""
+    return any(sign in name for sign in "*?[")
+
+
+def prunable_names(model: nn.Module) -> list[str]:
+    """Return the names of the weights of convolutions, transposed convolutions and linear layers."""
+    owners = {
+        f"{path}.weight" if path else "weight"
+        for path, module in model.named_modules()
+        if isinstance(module, (_ConvNd, nn.Linear))
+    }
+    return [name for name, _ in model.named_parameters() if name in owners]
+
+
+def find_names(model: nn.Module, asked: str) -> list[str]:
+    """Return the parameters of ``model`` that one entry of a schedule means.
+
+    Args:
+        model: The model whose ``named_parameters()`` are searched.
+        asked: A parameter's full name, or a shell pattern. A pattern matches the weights of convolutions,
+            transposed convolutions and linear layers only. ``module.`` and ``_orig_mod.`` are ignored in
+            both.
+
+    Returns:
+        At least one name, as ``named_parameters()`` gives it.
+
+    Raises:
+        UserError: If there is none; the message shows the nearest names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if asked in names:
+        return [asked]
+    candidates = prunable_names(model) if is_pattern(asked) else names
+    bare = canonical(asked)
+    if is_pattern(asked):
+        found = [
+            name for name in candidates if fnmatchcase(name, asked) or fnmatchcase(canonical(name), bare)
+        ]
+    else:
+        found = [name for name in candidates if canonical(name) == bare]
+    if found:
+        return found
+    kind = "a pattern that matches a weight" if is_pattern(asked) else "the name of a parameter"
+    close = nearest(asked, [*candidates, *map(canonical, candidates)], 3)
+    shown = ", ".join(candidates[:_SHOWN]) + (", ..." if len(candidates) > _SHOWN else "")
+    raise UserError(
+        f"Expected {kind} of the model, got {asked!r}.{close} The model has {shown or 'no parameters'}."
+    )
+
+
+def find_all_names(model: nn.Module, asked: Iterable[str]) -> list[str]:
+    """Return what all entries of ``asked`` mean, each name once, as first mentioned; see `find_names`."""
+    return list(dict.fromkeys(name for entry in asked for name in find_names(model, entry)))

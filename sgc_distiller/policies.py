@@ -1,0 +1,387 @@
+"""Policies: what happens at each callback of the training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sgc_distiller import checks
+from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.lr_schedulers import moving_state, step_to
+from sgc_distiller.masks import MaskSet
+from sgc_distiller.pruners import checked_levels, find_levels, last_active_epoch
+
+__all__ = ["LRPolicy", "LossComponent", "PolicyLoss", "PruningPolicy", "ScheduledTrainingPolicy"]
+
+log = logging.getLogger(__name__)
+
+
+class LossComponent(NamedTuple):
+    """One named term that a policy added to the loss."""
+
+    name: str
+    value: Tensor
+
+
+class PolicyLoss(NamedTuple):
+    """What `before_backward_pass` of a policy returns: the new loss, and the terms that were added."""
+
+    overall_loss: Tensor
+    loss_components: list[LossComponent]
+
+
+class ScheduledTrainingPolicy:
+    """What happens in the epochs of one entry of a schedule; override the callbacks that matter.
+
+    In an active epoch the scheduler calls
+
+    1. `on_epoch_begin` once; then in each step
+    2. `on_minibatch_begin` before the forward pass,
+    3. `before_backward_pass` with the loss, which it may replace,
+    4. `before_parameter_optimization` between the backward pass and the optimizer's step,
+    5. `on_minibatch_end` after the optimizer's step; and
+    6. `on_epoch_end` once.
+
+    ``meta`` holds ``starting_epoch``, ``ending_epoch`` (exclusive), ``frequency`` (None for a list of epochs)
+    and ``current_epoch``. `state_dict` returns what a resumed run needs: tensors, texts, numbers, truth
+    values, None, lists and dictionaries.
+
+    Args:
+        classes: Kept for policies written for Distiller; not used.
+        layers: Kept for policies written for Distiller; not used.
+    """
+
+    def __init__(self, classes: Any = None, layers: Any = None) -> None:
+        self.classes = classes
+        self.layers = layers
+
+    def on_epoch_begin(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Act before an epoch."""
+
+    def on_minibatch_begin(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        meta: dict[str, Any],
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Act before a forward pass."""
+
+    def before_backward_pass(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        zeros_mask_dict: MaskSet,
+        optimizer: Optimizer | None = None,
+    ) -> PolicyLoss | None:
+        """Return the loss to use in place of ``loss`` with the terms added to it, or None to leave it."""
+        return None
+
+    def before_parameter_optimization(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        meta: dict[str, Any],
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Act before the optimizer's step."""
+
+    def on_minibatch_end(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Act after the optimizer's step."""
+
+    def on_epoch_end(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Act after an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+
+
+_PRUNING_DEFAULTS: dict[str, Any] = {
+    "levels": None,
+    "keep_mask": False,
+    "mini_batch_pruning_frequency": 0,
+    "mask_on_forward_only": False,
+    "mask_gradients": False,
+    "use_double_copies": False,
+    "discard_masks_at_minibatch_end": False,
+    "skip_first_minibatch": False,
+}
+
+
+class PruningPolicy(ScheduledTrainingPolicy):
+    """Computes masks with a pruner and applies them.
+
+    Masks are computed when an active epoch begins, applied before each forward pass, and applied again after
+    each optimizer step, since momentum moves weights whose gradient is 0. They stay after the policy's last
+    epoch.
+
+    Args:
+        pruner: Anything with Distiller's ``set_param_mask(param, param_name, zeros_mask_dict, meta)``.
+        pruner_args: Options, all of them optional:
+            ``levels`` replaces the levels of a `SparsityLevelParameterPruner`;
+            ``keep_mask`` makes masks lasting at the end of the last active epoch, whatever the next three
+            say; ``mask_on_forward_only`` leaves the weights dense after the optimizer's step;
+            ``mask_gradients`` masks the gradients too (needs ``mask_on_forward_only``);
+            ``use_double_copies`` trains dense weights with the gradients of the masked ones (has a lasting
+            effect with ``mask_on_forward_only`` only);
+            ``mini_batch_pruning_frequency`` computes masks also every so many steps, counted from step 0 of
+            epoch 0, 0 for never;
+            ``discard_masks_at_minibatch_end`` drops all masks after each step;
+            ``skip_first_minibatch`` sets the first masks at step 1 of epoch 0 instead of at the beginning.
+        classes: Kept for policies written for Distiller; not used.
+        layers: Kept for policies written for Distiller; not used.
+
+    Raises:
+        UserError: If an option is unknown, has a value that means nothing, or does not go with another.
+    """
+
+    def __init__(
+        self,
+        pruner: Any,
+        pruner_args: Mapping[str, Any] | None = None,
+        classes: Any = None,
+        layers: Any = None,
+    ) -> None:
+        super().__init__(classes, layers)
+        self.pruner = pruner
+        options = _checked_options(pruner_args or {})
+        self.levels: dict[str, float] | None = options["levels"]
+        if self.levels is not None and not hasattr(pruner, "levels"):
+            raise checks.ArgumentError(
+                "Expected a pruner with levels, such as SparsityLevelParameterPruner, got "
+                f"{type(pruner).__name__}.",
+                "levels",
+            )
+        self.keep_mask: bool = options["keep_mask"]
+        self.mini_batch_pruning_frequency: int = options["mini_batch_pruning_frequency"]
+        self.mask_on_forward_only: bool = options["mask_on_forward_only"]
+        self.mask_gradients: bool = options["mask_gradients"]
+        self.use_double_copies: bool = options["use_double_copies"]
+        self.discard_masks_at_minibatch_end: bool = options["discard_masks_at_minibatch_end"]
+        self.skip_first_minibatch: bool = options["skip_first_minibatch"]
+        self.is_initialized = False
+        self._bound_to: nn.Module | None = None
+        self._found_levels: dict[str, float] | None = None
+        self._holds_gradients = False
+
+    def bind(self, model: nn.Module) -> None:
+        """Find the parameters of ``model`` that the pruner and the levels mean.
+
+        Raises:
+            UserError: If a name or a pattern fits none.
+        """
+        if hasattr(self.pruner, "bind"):
+            self.pruner.bind(model)
+        if self.levels is not None:
+            self._found_levels = find_levels(model, self.levels)
+        self._bound_to = model
+
+    def use_levels(self) -> None:
+        """Make the pruner prune to this policy's levels, if it has any."""
+        if self._found_levels is not None:
+            self.pruner.levels = self._found_levels
+
+    def on_epoch_begin(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Compute the epoch's masks; in the first active epoch also set the maskers' flags."""
+        if self._bound_to is not model:
+            self.bind(model)
+        self.use_levels()
+        meta["model"] = model
+        is_first = not self.is_initialized
+        if is_first:
+            self._initialize(model, zeros_mask_dict)
+        zeros_mask_dict.revert()
+        if not (is_first and self.skip_first_minibatch):
+            self._set_masks(model, zeros_mask_dict, meta)
+
+    def on_minibatch_begin(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        meta: dict[str, Any],
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Apply the masks, after computing them anew where that is due."""
+        if not self.is_initialized:
+            raise UserError(
+                f"Expected on_epoch_begin({epoch}) before on_minibatch_begin({epoch}, {minibatch_id}): no "
+                "masks were computed. Call the scheduler's on_epoch_begin before the first step of each "
+                "epoch."
+            )
+        step = epoch * minibatches_per_epoch + minibatch_id
+        every = self.mini_batch_pruning_frequency
+        is_due = minibatch_id > 0 and every > 0 and step % every == 0
+        if is_due or (self.skip_first_minibatch and step == 1):
+            zeros_mask_dict.revert()
+            self._set_masks(model, zeros_mask_dict, meta)
+        zeros_mask_dict.apply()
+
+    def before_parameter_optimization(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        meta: dict[str, Any],
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Bring back the dense weights where double copies are used."""
+        zeros_mask_dict.revert()
+
+    def on_minibatch_end(
+        self,
+        model: nn.Module,
+        epoch: int,
+        minibatch_id: int,
+        minibatches_per_epoch: int,
+        zeros_mask_dict: MaskSet,
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Drop all masks if the policy asks for it."""
+        if self.discard_masks_at_minibatch_end:
+            for masker in zeros_mask_dict.values():
+                masker.mask = None
+
+    def on_epoch_end(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """In the last active epoch, make the masks lasting if asked to, and stop masking gradients."""
+        if meta["current_epoch"] != last_active_epoch(meta):
+            return
+        if self._holds_gradients:
+            self._holds_gradients = False
+            for masker in zeros_mask_dict.values():
+                masker.release_gradient()
+        if self.keep_mask:
+            zeros_mask_dict.drop_copies()
+            for masker in zeros_mask_dict.values():
+                masker.use_double_copies = False
+                masker.mask_on_forward_only = False
+            zeros_mask_dict.mask_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the policy is; masks, flags and holds of gradients are the scheduler's."""
+        return {
+            "is_initialized": self.is_initialized,
+            "holds_gradients": self._holds_gradients,
+            "levels_in_use": self._found_levels is not None and self.pruner.levels is self._found_levels,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.is_initialized = bool(state["is_initialized"])
+        self._holds_gradients = bool(state["holds_gradients"])
+        if state["levels_in_use"] and self._found_levels is not None:
+            self.pruner.levels = self._found_levels
+
+    def _initialize(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
+        self.is_initialized = True
+        for name, param in model.named_parameters():
+            masker = zeros_mask_dict[name]
+            masker.use_double_copies = self.use_double_copies
+            masker.mask_on_forward_only = self.mask_on_forward_only
+            if self.mask_gradients:
+                masker.hold_gradient(param)
+        self._holds_gradients = self.mask_gradients
+
+    def _set_masks(self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any]) -> None:
+        for name, param in model.named_parameters():
+            self.pruner.set_param_mask(param, name, zeros_mask_dict, meta)
+
+
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise UserError(f"Expected options by name, got {options!r}.")
+    found = dict(_PRUNING_DEFAULTS)
+    for name, value in options.items():
+        if name == "fold_batchnorm":
+            if value is False:
+                continue
+            raise checks.ArgumentError(
+                "Expected no 'fold_batchnorm': ranking by weights folded with their batch norm is not "
+                "supported. Leave it out.",
+                name,
+            )
+        if name not in found:
+            raise checks.ArgumentError(
+                f"Expected an option of a pruning policy ({', '.join(sorted(found))}), got {name!r}."
+                f"{nearest(name, found)}",
+                name,
+            )
+        if name == "levels":
+            found[name] = None if value is None else checked_levels(value)
+        elif name == "mini_batch_pruning_frequency":
+            found[name] = checks.integer(value, name, low=0)
+        else:
+            found[name] = checks.boolean(value, name)
+    if found["mask_gradients"] and not found["mask_on_forward_only"]:
+        raise checks.ArgumentError(
+            "Expected 'mask_on_forward_only: true' beside 'mask_gradients: true'. Weights that are masked "
+            "after each step need no masked gradients.",
+            "mask_gradients",
+        )
+    return found
+
+
+class LRPolicy(ScheduledTrainingPolicy):
+    """Sets the learning rate of the next epoch at the end of each active one.
+
+    Epochs are counted from the start of training: a policy that starts at epoch 4 goes on at the rate that
+    its schedule has for epoch 5.
+
+    Args:
+        lr_scheduler: A learning-rate schedule of torch's kind.
+    """
+
+    def __init__(self, lr_scheduler: Any) -> None:
+        super().__init__()
+        self.lr_scheduler = lr_scheduler
+
+    def on_epoch_end(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Set the next epoch's rates; `ReduceLROnPlateau` reads ``metrics={"min": ..., "max": ...}``."""
+        step_to(self.lr_scheduler, meta["current_epoch"] + 1, kwargs.get("metrics"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the part of the learning-rate schedule's state that changes during a run."""
+        return moving_state(self.lr_scheduler)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.lr_scheduler.load_state_dict(dict(state))
