@@ -57,7 +57,7 @@ def grid(images: Tensor, columns: int = 8, scale: int | None = None) -> Image.Im
     return drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
 
 
-def comparison(dense: Tensor, sparse: Tensor, columns: int = 4) -> dict[str, Image.Image]:
+def comparison(dense: Tensor, sparse: Tensor, columns: int = 8) -> dict[str, Image.Image]:
     """Return grids of dense and sparse pictures of the same noise, and of their residual.
 
     The residual is (sparse - dense) / 2, shown around mid grey, once as it is and once amplified ten times
@@ -92,7 +92,7 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, scale: int | N
     return path
 
 
-def save_comparison(dense: Tensor, sparse: Tensor, folder: str | Path, columns: int = 4) -> dict[str, Path]:
+def save_comparison(dense: Tensor, sparse: Tensor, folder: str | Path, columns: int = 8) -> dict[str, Path]:
     """Write `comparison` to ``dense.png``, ``sparse.png``, ... and return the paths by name."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from sgc_distiller._version import __version__
 from sgc_distiller.curves import run_charts
@@ -68,7 +69,8 @@ def write_summary(
         title: The page's heading.
         rows: Result records (see `sgc_distiller.runs`), each with ``label`` and, if there are any,
             ``picture`` (a PNG file of the same noise in every row) and ``report`` (the run's page, linked
-            relative to ``path``). The first row whose ``method`` is ``dense`` is what others are compared to.
+            relative to ``path``). A row is compared to the one whose ``method`` is ``dense`` and seed is
+            its own, or to the first dense row.
         notes: Sentences that a reader must know to read the table rightly.
     """
     path = Path(path)
@@ -100,7 +102,7 @@ def _report(run: RunFolder) -> dict[str, Any]:
         "notes": _notes(config, result, epochs),
         "scores": _scores(dense, sparse),
         "facts": _facts(run, config, result, records),
-        "pictures": _pictures(run),
+        **_pictures(run),
         "pictures_text": "Pictures at the same place of two panels come from the same noise.",
         "strips": _strips(run),
         "charts": run_charts(records, dense),
@@ -191,13 +193,15 @@ def _facts(
     return [(name, str(value)) for name, value in facts.items() if value is not None]
 
 
-def _pictures(run: RunFolder) -> list[dict[str, str]]:
-    found = []
+def _pictures(run: RunFolder) -> dict[str, Any]:
+    found, wide = [], False
     for name, (title, text) in _PICTURES.items():
         file = run.samples / f"{name}.png"
         if file.is_file():
             found.append({"title": title, "text": text, "data": _embedded(file)})
-    return found
+            with Image.open(file) as panel:
+                wide = wide or panel.width > 1.3 * panel.height
+    return {"pictures": found, "panels_in_a_row": min(len(found), 2 if wide else 4)}
 
 
 def _strips(run: RunFolder) -> list[dict[str, Any]]:
@@ -256,8 +260,8 @@ def _summary(
     for row in rows:
         for name, metric in metrics_by_name(row).items():
             metrics.setdefault(name, _named(metric))
-    dense = _last(row for row in rows if row.get("method") == "dense")
-    shown = [_summary_row(path, row, metrics, None if row is dense else dense) for row in rows]
+    dense = [row for row in rows if row.get("method") == "dense"]
+    shown = [_summary_row(path, row, metrics, _reference(row, dense)) for row in rows]
     legend = "Small: 95 % interval over the drawn pictures."
     return {
         "title": title,
@@ -268,6 +272,14 @@ def _summary(
         "legend": f"In brackets: how many times the dense generator's value. {legend}" if dense else legend,
         "pictured": any(row["picture"] for row in shown),
     }
+
+
+def _reference(row: Mapping[str, Any], dense: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the dense row that a row is compared to, ``None`` for a dense row and where there is none."""
+    if row.get("method") == "dense":
+        return None
+    same_seed = [item for item in dense if item.get("seed") == row.get("seed")]
+    return next(iter(same_seed or dense), None)
 
 
 def _summary_row(

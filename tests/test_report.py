@@ -50,7 +50,8 @@ def result(method: str = "pruned", fid: float = 92.61, **changes) -> dict:
 
 
 def dense_result(**changes) -> dict:
-    return result("dense", 69.24, sparsity_asked=0.0, sparsity=0.0, nonzero=1_000_000, steps=0, **changes)
+    own = {"sparsity_asked": 0.0, "sparsity": 0.0, "nonzero": 1_000_000, "steps": 0}
+    return result("dense", 69.24, **{**own, **changes})
 
 
 def digits(count: int) -> torch.Tensor:
@@ -267,6 +268,18 @@ def test_the_summary_compares_runs_with_the_dense_one(tmp_path):
         -9:
     ]
     assert last[3:6] == ["–", "–", "5.00"]
+
+
+def test_the_summary_compares_within_a_seed(tmp_path):
+    rows = [
+        {**dense_result(metrics=[{"name": FID, "value": 10.0}], seed=0), "label": "dense 0"},
+        {**dense_result(metrics=[{"name": FID, "value": 20.0}], seed=1), "label": "dense 1"},
+        {**result(metrics=[{"name": FID, "value": 30.0}], seed=0), "label": "pruned 0"},
+        {**result(metrics=[{"name": FID, "value": 30.0}], seed=1), "label": "pruned 1"},
+        {**result(metrics=[{"name": FID, "value": 30.0}], seed=2), "label": "pruned 2"},
+    ]
+    _, page = read(write_summary(tmp_path / "summary.html", "Seeds", rows))
+    assert re.findall(r"× [\d.]+", page.text) == ["× 3.00", "× 1.50", "× 3.00"]
 
 
 def test_charts_leave_colours_and_fonts_to_the_page():
