@@ -155,7 +155,7 @@ def targets(case: Case, model: nn.Module) -> list[Tensor]:
 
 
 def quadratic_loss(case: Case, model: nn.Module, goals: list[Tensor], step: int) -> Tensor:
-    """Return half the squared distance of all parameters from ``factor * goal``; the factor depends on the step."""
+    """Return half the squared distance of all parameters from ``factor * goal``; factors go by step."""
     factors = case["loop"]["target_factors"]
     factor = factors[step % len(factors)]
     loss = torch.zeros((), device=goals[0].device)
