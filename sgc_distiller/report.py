@@ -307,7 +307,7 @@ def _summary_row(
         "sparsity": _maybe(percent, row.get("sparsity")) or MISSING,
         "cells": cells,
         "nonzero": _maybe(count, nonzero) or MISSING,
-        "kept": f"{percent(nonzero / weights)} of {count(weights)}"
+        "kept": f"{percent(nonzero / weights)} of {count(weights)} weights"
         if nonzero is not None and weights
         else "",
         "steps": _maybe(count, row.get("steps")) or MISSING,

@@ -256,7 +256,7 @@ def test_the_summary_compares_runs_with_the_dense_one(tmp_path):
     assert "Read me first." in page.text
     # 138.48 / 69.24 = 2
     assert "138.5 (× 2.00)" in page.text
-    assert "25.15 % of 1,000,000" in page.text
+    assert "25.15 % of 1,000,000 weights" in page.text
     assert "75 % <i>" in page.text
     assert source.count("<img") == 2
     links = [address for address in page.addresses if not address.startswith("data:")]
