@@ -19,12 +19,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import functional as transforms
 
 from sgc_distiller.errors import UserError, nearest
@@ -40,6 +42,7 @@ MEMORY_LIMIT = 512 * 2**20
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Endings of the files that count as pictures, in lower case."""
 
+_Array = npt.NDArray[Any]
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -93,8 +96,7 @@ class ImageSet(Dataset[Tensor]):
         chosen = torch.as_tensor(indices)
         if isinstance(self._pixels, Tensor):
             return self._pixels[chosen]
-        files = [self._pixels[i] for i in chosen.tolist()]
-        return torch.stack([_decode(file, self.image_size, self.channels) for file in files])
+        return _decode_all([self._pixels[i] for i in chosen.tolist()], self.image_size, self.channels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -175,10 +177,8 @@ def batches(
         UserError: A number is out of range, or a file cannot be decoded.
     """
     if batch_size < 1 or start < 0 or workers < 0:
-        raise UserError(
-            "Expected batch_size >= 1, start >= 0 and workers >= 0, "
-            f"got batch_size {batch_size}, start {start}, workers {workers}."
-        )
+        given = f"batch_size {batch_size}, start {start}, workers {workers}"
+        raise UserError(f"Expected batch_size >= 1, start >= 0 and workers >= 0, got {given}.")
     order = _Order(len(images), batch_size, seed, start)
     target = torch.device("cpu" if device is None else device)
     return _generate(images, order, 0 if images.in_memory else workers, target)
@@ -226,22 +226,15 @@ class _BatchReader(Dataset[object]):
 def _generate(
     images: ImageSet, order: _Order, workers: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    source: Iterator[object]
-    if workers == 0:
-        source = (images.pixels(indices) for indices in order)
-    else:
-        # Its own generator, since a DataLoader without one draws from torch's global generator.
-        source = iter(
-            DataLoader(
-                _BatchReader(images),
-                batch_size=None,
-                sampler=order,
-                num_workers=workers,
-                pin_memory=device.type == "cuda",
-                generator=generator_for(order.seed, "workers"),
-            )
-        )
-    for pixels in source:
+    loader = DataLoader(
+        _BatchReader(images),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=workers > 0 and device.type == "cuda",
+        generator=generator_for(order.seed, "workers"),  # otherwise it draws from torch's global generator
+    )
+    for pixels in loader:
         if isinstance(pixels, UserError):
             raise pixels
         assert isinstance(pixels, Tensor)
@@ -275,16 +268,13 @@ def _no_folder(folder: Path) -> str:
     )
 
 
-def _choose(count: int, fraction: float) -> list[int] | None:
-    """Return the indices of a fixed random choice, or None for all."""
+def _choose(base: str, split: str, count: int, fraction: float) -> tuple[str, list[int]]:
+    """Return the set's name and the indices of its pictures: all, or a fixed random choice."""
     if fraction == 1:
-        return None
+        return f"{base}-{split}{count}", list(range(count))
     kept = max(1, round(count * fraction))
-    return sorted(torch.randperm(count, generator=generator_for(0, "fraction", count))[:kept].tolist())
-
-
-def _set_name(base: str, split: str, count: int, chosen: Sequence[int] | None) -> str:
-    return f"{base}-{split}{count}" if chosen is None else f"{base}-{split}{len(chosen)}of{count}"
+    order = torch.randperm(count, generator=generator_for(0, "fraction", count))
+    return f"{base}-{split}{kept}of{count}", sorted(order[:kept].tolist())
 
 
 def _open_digits(image_size: int, channels: int, fraction: float) -> ImageSet:
@@ -292,7 +282,7 @@ def _open_digits(image_size: int, channels: int, fraction: float) -> ImageSet:
 
     bundle = load_digits()
     pixels = np.round(bundle.images * (255 / 16)).astype(np.uint8)
-    return _from_arrays("digits", "all", pixels, bundle.target, image_size, channels, fraction)
+    return _from_arrays("digits", "all", (pixels, bundle.target), image_size, channels, fraction)
 
 
 def _find_idx_folder(folder: Path) -> Path | None:
@@ -308,27 +298,23 @@ def _open_idx(folder: Path, image_size: int, channels: int, split: str, fraction
     if images is None:
         raise UserError(f"Expected the file {expected} or {expected}.gz in {folder}, got neither.")
     pixels = _read_idx(images, dimensions=3)
-    labels = None
+    if pixels.size == 0:
+        raise UserError(f"Expected pictures in {images}, got none: its sizes are {pixels.shape}.")
     label_file = _find_idx(folder, f"{_IDX_PREFIX[split]}-labels-idx1-ubyte")
-    if label_file is not None:
-        labels = _read_idx(label_file, dimensions=1)
-        if len(labels) != len(pixels):
-            raise UserError(
-                f"Expected one label for each of the {len(pixels)} pictures of {images}, "
-                f"got {len(labels)} in {label_file}. Fetch both files again."
-            )
-    if len(pixels) == 0 or 0 in pixels.shape:
-        raise UserError(f"Expected pictures in {images}, got none (its sizes are {pixels.shape}).")
+    labels = None if label_file is None else _read_idx(label_file, dimensions=1)
+    if labels is not None and len(labels) != len(pixels):
+        counts = f"got {len(labels)} for the {len(pixels)} pictures of {images}"
+        raise UserError(f"Expected one label a picture in {label_file}, {counts}. Fetch both files again.")
     name = folder.resolve().parent.name if folder.name == "raw" else folder.resolve().name
     base = "mnist" if name.lower() == "mnist" else f"idx:{name}"
-    return _from_arrays(base, split, pixels, labels, image_size, channels, fraction)
+    return _from_arrays(base, split, (pixels, labels), image_size, channels, fraction)
 
 
 def _find_idx(folder: Path, name: str) -> Path | None:
     return next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
 
 
-def _read_idx(file: Path, dimensions: int) -> np.ndarray:
+def _read_idx(file: Path, dimensions: int) -> _Array:
     """Read unsigned bytes in the idx format: 0, 0, 8, number of sizes, big-endian sizes, data."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -351,43 +337,40 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
 
 
 def _from_arrays(
-    base: str,
-    split: str,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    image_size: int,
-    channels: int,
-    fraction: float,
+    base: str, split: str, data: tuple[_Array, _Array | None], image_size: int, channels: int, fraction: float
 ) -> ImageSet:
-    """Build a set in memory from grey pictures, uint8 (N, H, W)."""
-    chosen = _choose(len(pixels), fraction)
-    name = _set_name(base, split, len(pixels), chosen)
-    if chosen is not None:
-        pixels = pixels[chosen]
-        labels = None if labels is None else labels[chosen]
-    resized = torch.stack([_fit(Image.fromarray(picture), image_size) for picture in pixels])
+    """Build a set in memory from grey pictures, uint8 (N, H, W), and their labels (N,)."""
+    pixels, labels = data
+    name, chosen = _choose(base, split, len(pixels), fraction)
+    resized = torch.stack([_fit(Image.fromarray(pixels[i]), image_size) for i in chosen])
     resized = resized.expand(-1, channels, -1, -1).contiguous()
-    classes = None if labels is None else torch.as_tensor(np.asarray(labels, dtype=np.int64))
+    classes = None if labels is None else torch.from_numpy(labels[chosen].astype(np.int64))
     return ImageSet(name, resized, image_size, channels, classes)
 
 
 def _open_folder(folder: Path, image_size: int, channels: int, split: str, fraction: float) -> ImageSet:
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     root = folder / split if divided else folder
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = (file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in found if not file.name.startswith("."))
     if not files:
         endings = ", ".join(sorted(SUFFIXES))
         raise UserError(f"Expected pictures in {root}, got none. Files with these endings count: {endings}.")
-    chosen = _choose(len(files), fraction)
-    name = _set_name(f"folder:{folder.resolve().name}", split if divided else "", len(files), chosen)
-    if chosen is not None:
-        files = [files[i] for i in chosen]
+    base = f"folder:{folder.resolve().name}"
+    name, chosen = _choose(base, split if divided else "", len(files), fraction)
+    files = [files[i] for i in chosen]
     if len(files) * channels * image_size**2 > MEMORY_LIMIT:
         log.info("%s needs more than %d MiB; decoding files as needed.", name, MEMORY_LIMIT // 2**20)
         return ImageSet(name, files, image_size, channels)
+    return ImageSet(name, _decode_all(files, image_size, channels), image_size, channels)
+
+
+def _decode_all(files: Sequence[Path], image_size: int, channels: int) -> Tensor:
+    """Return the pictures in the files as uint8 (B, C, H, W); threads decode, but not in a worker process."""
+    if get_worker_info() is not None:
+        return torch.stack([_decode(file, image_size, channels) for file in files])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: _decode(file, image_size, channels), files)
-        return ImageSet(name, torch.stack(list(decoded)), image_size, channels)
+        return torch.stack(list(pool.map(lambda file: _decode(file, image_size, channels), files)))
 
 
 def _decode(file: Path, image_size: int, channels: int) -> Tensor:
