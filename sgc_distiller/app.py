@@ -91,8 +91,8 @@ class Terminal:
         if not self._header_shown:
             metric = wording.short_name(record["metrics"][0]) if record["metrics"] else "metric"
             self.console.print(
-                f"{'epoch':>9} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} {metric:>9} "
-                f"{'lr':>9} {'time':>8}",
+                f"{'epoch':>9} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} "
+                f"{metric:>9} {'lr':>9} {'time':>8}",
                 markup=False,
             )
             self._header_shown = True
@@ -136,9 +136,8 @@ class Terminal:
                 f"  {metric['name']}: {wording.number(metric['value'])}{' ' + interval if interval else ''}"
             )
         if folder:
-            self.note(
-                f"  checkpoint: {Path(folder) / 'checkpoint.pth.tar'}\n  report: {Path(folder) / 'report.html'}"
-            )
+            self.note(f"  checkpoint: {Path(folder) / 'checkpoint.pth.tar'}")
+            self.note(f"  report: {Path(folder) / 'report.html'}")
 
     def plan(self, planned: Record) -> None:
         """Print a schedule and the sparsity that it asks of each layer in each epoch."""

@@ -17,14 +17,17 @@ __all__ = ["compress_gan_parser", "given_options", "sgc_parser"]
 _LATER = "this version does not offer it"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
 _QUANTIZATION = "it is about quantization, and this tool prunes"
+_GREEDY = "greedy filter pruning is not supported; use a schedule"
+_NO_VALIDATION = "a GAN is judged against training or test pictures; use --effective-valid-size"
+_OWN_TEACHER = "the teacher is the dense generator that --exp-load-weights-from names"
 REFUSED = {
     "--momentum": "both networks are trained with the baseline's Adam; --lr and --wd apply",
     "--pretrained": "no trained GANs come with the package; give yours with --exp-load-weights-from",
     "--resume": "it is deprecated in Distiller; use --resume-from, with --reset-optimizer where wanted",
-    "--load-serialized": "networks are not wrapped in DataParallel; checkpoints of wrapped ones load as they are",
-    "--valid-size": "a GAN is judged against its training or test pictures; --effective-valid-size sets how many",
-    "--vs": "a GAN is judged against its training or test pictures; --effective-valid-size sets how many",
-    "--validation-split": "a GAN is judged against its training or test pictures; use --effective-valid-size",
+    "--load-serialized": "networks are not wrapped; checkpoints of wrapped ones load as they are",
+    "--valid-size": _NO_VALIDATION,
+    "--vs": _NO_VALIDATION,
+    "--validation-split": _NO_VALIDATION,
     "--summary": _LATER,
     "--sense": _LATER,
     "--sense-range": _LATER,
@@ -37,19 +40,19 @@ REFUSED = {
     "--confusion": _CLASSIFIERS,
     "--earlyexit_lossweights": _CLASSIFIERS,
     "--earlyexit_thresholds": _CLASSIFIERS,
-    "--kd-teacher": "the teacher is the dense generator that --exp-load-weights-from names",
-    "--kd-pretrained": "the teacher is the dense generator that --exp-load-weights-from names",
-    "--kd-resume": "the teacher is the dense generator that --exp-load-weights-from names",
+    "--kd-teacher": _OWN_TEACHER,
+    "--kd-pretrained": _OWN_TEACHER,
+    "--kd-resume": _OWN_TEACHER,
     "--kd-temp": "pictures are compared, which knows no temperature; use --kd-distill-wt and --kd-student-wt",
     "--kd-temperature": "pictures are compared, which knows no temperature; use --kd-distill-wt",
     "--kd-teacher-wt": "a generator's pictures have no labels; use --kd-distill-wt and --kd-student-wt",
     "--kd-tw": "a generator's pictures have no labels; use --kd-distill-wt and --kd-student-wt",
     "--kd-start-epoch": "declare OutputDistillationPolicy in the schedule, whose entry names its epochs",
-    "--greedy": "greedy filter pruning is not supported; use a schedule",
-    "--greedy-ft-epochs": "greedy filter pruning is not supported; use a schedule",
-    "--greedy-target-density": "greedy filter pruning is not supported; use a schedule",
-    "--greedy-pruning-step": "greedy filter pruning is not supported; use a schedule",
-    "--greedy-finetuning-policy": "greedy filter pruning is not supported; use a schedule",
+    "--greedy": _GREEDY,
+    "--greedy-ft-epochs": _GREEDY,
+    "--greedy-target-density": _GREEDY,
+    "--greedy-pruning-step": _GREEDY,
+    "--greedy-finetuning-policy": _GREEDY,
     "--quantize-eval": _QUANTIZATION,
     "--qe": _QUANTIZATION,
 }
@@ -57,10 +60,12 @@ REFUSED = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `UserError`, with the nearest flag and Distiller's own explained."""
+    """An argument parser whose errors are `UserError`: nearest flag, Distiller's own explained."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the command line.
@@ -83,7 +88,9 @@ class Parser(argparse.ArgumentParser):
 
 def sgc_parser() -> Parser:
     """Return the parser of ``sgc``."""
-    parser = Parser(prog="sgc", description="Prune the generators of trained GANs without losing their pictures.")
+    parser = Parser(
+        prog="sgc", description="Prune the generators of trained GANs without losing their pictures."
+    )
     parser.add_argument("--version", action="version", version=f"sgc_distiller {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     helps = {
@@ -99,7 +106,7 @@ def sgc_parser() -> Parser:
     quickstart = commands.add_parser(
         "quickstart",
         help="train a small DCGAN on digits, compress it, and compare",
-        description="Train a small DCGAN on scikit-learn's handwritten digits, prune its generator, and write a report.",
+        description="Train a small DCGAN on scikit-learn's digits, prune its generator, and write a report.",
     )
     quickstart.add_argument("-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write")
     quickstart.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0")
@@ -110,7 +117,9 @@ def sgc_parser() -> Parser:
 
 def compress_gan_parser() -> Parser:
     """Return the parser of ``examples/compress_gan.py``, with compress_classifier's flags."""
-    parser = Parser(prog="compress_gan.py", description="Train, prune or evaluate a GAN, as compress_classifier does.")
+    parser = Parser(
+        prog="compress_gan.py", description="Train, prune or evaluate a GAN, as compress_classifier does."
+    )
     parser.add_argument("data", metavar="DATASET_DIR", help="data set: a folder, or 'digits' (bundled)")
     parser.add_argument("-a", "--arch", dest="task", choices=sorted(TASKS), help="the GAN")
     parser.add_argument("-e", "--evaluate", action="store_true", help="measure a checkpoint and exit")
@@ -122,12 +131,34 @@ def _add_run_arguments(parser: Parser) -> None:
     """Add what all commands share. Defaults are not filled in here: see `sgc_distiller.settings.resolve`."""
     add = parser.add_argument
     omit: dict[str, Any] = {"default": argparse.SUPPRESS}
-    add("--compress", dest="schedule", metavar="FILE", help="schedule: a file, or a shipped one's name", **omit)
+    add(
+        "--compress",
+        dest="schedule",
+        metavar="FILE",
+        help="schedule: a file, or a shipped one's name",
+        **omit,
+    )
     add("--resume-from", metavar="PATH", help="continue the run of this checkpoint or folder", **omit)
-    add("--exp-load-weights-from", dest="weights_from", metavar="PATH", help="begin from these weights", **omit)
-    add("--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file", **omit)
-    add("--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0", **omit)
-    add("--epochs", type=int, metavar="N", help="total number of epochs (default: the schedule's, or 25)", **omit)
+    add(
+        "--exp-load-weights-from",
+        dest="weights_from",
+        metavar="PATH",
+        help="begin from these weights",
+        **omit,
+    )
+    add(
+        "--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file", **omit
+    )
+    add(
+        "--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0", **omit
+    )
+    add(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="total number of epochs (default: the schedule's, or 25)",
+        **omit,
+    )
     add("--steps-per-epoch", type=int, metavar="N", help="generator updates in an epoch", **omit)
     add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)", **omit)
     add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="of both networks", **omit)
@@ -138,7 +169,9 @@ def _add_run_arguments(parser: Parser) -> None:
     add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer", **omit)
     add("-o", "--out-dir", default="logs", metavar="DIR", help="folder of all runs")
     add("-n", "--name", metavar="NAME", help="name of this run's folder (default: date and time)")
-    add("-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports", **omit)
+    add(
+        "-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports", **omit
+    )
     add("-v", "--verbose", action="store_true", help="debugging messages")
     add("--masks-sparsity", action="store_true", help="show every mask's sparsity after an epoch", **omit)
     add("--param-hist", action="store_true", help="histograms of the weights for TensorBoard", **omit)
@@ -151,11 +184,35 @@ def _add_run_arguments(parser: Parser) -> None:
         ("--evs", "valid", "share of --epoch-images to draw after an epoch"),
         ("--etes", "test", "share of --test-images to draw for the result"),
     ):
-        add(short, f"--effective-{which}-size", dest=f"{which}_size", type=float, metavar="F", help=text, **omit)
+        add(
+            short,
+            f"--effective-{which}-size",
+            dest=f"{which}_size",
+            type=float,
+            metavar="F",
+            help=text,
+            **omit,
+        )
     add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name", **omit)
-    add("--save-untrained-model", dest="save_untrained", action="store_true", help="before the first step", **omit)
-    add("--kd-distill-wt", "--kd-dw", dest="distill_weight", type=float, metavar="W", help="add distillation", **omit)
-    add("--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it", **omit)
+    add(
+        "--save-untrained-model",
+        dest="save_untrained",
+        action="store_true",
+        help="before the first step",
+        **omit,
+    )
+    add(
+        "--kd-distill-wt",
+        "--kd-dw",
+        dest="distill_weight",
+        type=float,
+        metavar="W",
+        help="add distillation",
+        **omit,
+    )
+    add(
+        "--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it", **omit
+    )
     add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits", **omit)
     add("--extractor-weights", metavar="FILE", help="the extractor's weights", **omit)
     add("--epoch-images", type=int, metavar="N", help="pictures for the metric after an epoch", **omit)

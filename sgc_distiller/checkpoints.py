@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 
-
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint through a temporary file, flushed and renamed.
 
@@ -38,7 +37,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         NotANumberError: If a tensor in it is not finite; nothing is written then.
     """
-    bad = [name for name, tensor in _tensors(content) if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = [
+        name
+        for name, tensor in _tensors(content)
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if bad:
         raise NotANumberError(
             f"{path.name}: not written, since {len(bad)} tensors hold values that are not finite, the first "
@@ -72,7 +75,9 @@ def find_checkpoint(path: str | Path) -> Path:
         inside = RunFolder(path, create=False).checkpoint_file
         if inside.is_file():
             return inside
-        raise UserError(f"{path}: expected {inside.name} in this folder; name a run folder or a checkpoint file")
+        raise UserError(
+            f"{path}: expected {inside.name} in this folder; name a run folder or a checkpoint file"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint or a run folder, such as logs/<run>")
     return path
@@ -90,7 +95,15 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     path = find_checkpoint(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({reason}); expected a file written by torch.save that "
@@ -103,7 +116,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     if all(isinstance(value, Tensor) for value in content.values()):
         return {"state_dict": dict(content)}
     raise UserError(
-        f"{path}: expected the key 'state_dict' or tensors only, got the keys {', '.join(map(str, list(content)[:5]))}"
+        f"{path}: expected the key 'state_dict' or tensors only, got the keys "
+        f"{', '.join(map(str, list(content)[:5]))}"
     )
 
 
@@ -141,8 +155,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     problems += shapes[:3]
     if problems:
         raise UserError(
-            f"{what}: these are the weights of another network ({'; '.join(problems)}); give the checkpoint of "
-            "this task and size, or set --arch, --image-size, --channels and --width to those it was trained with"
+            f"{what}: these are the weights of another network ({'; '.join(problems)}); give the checkpoint "
+            "of this task and size, or set the task, --image-size, --channels and --width to its own"
         )
     network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
 

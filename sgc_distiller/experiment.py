@@ -288,11 +288,13 @@ def _resumable(run: Run) -> Record:
     missing = [key for key in needed if key not in content]
     if missing:
         raise UserError(
-            f"{path}: cannot be resumed, it lacks {', '.join(missing)}; expected a checkpoint that sgc wrote. "
-            "To start from its weights alone: --exp-load-weights-from"
+            f"{path}: cannot be resumed, it lacks {', '.join(missing)}; expected a checkpoint that sgc "
+            "wrote. To start from its weights alone: --exp-load-weights-from"
         )
     if content.get("arch") != run.task.name:
-        raise UserError(f"{path}: is a checkpoint of {content.get('arch')!r}, expected {run.task.name!r}; set -a")
+        raise UserError(
+            f"{path}: is a checkpoint of {content.get('arch')!r}, expected {run.task.name!r}; set -a"
+        )
     return content
 
 
@@ -316,10 +318,9 @@ class _Session:
         """Train, measure and report; return the result record."""
         run, folder = self.run, self.folder
         resumed = _resumable(run) if run.options.resume_from else None
-        first_epoch = self._restore_networks(resumed) if resumed else 0
-        scheduler = self._build_scheduler(resumed, first_epoch)
-        if resumed is None or run.options.reset_optimizer:
-            self._refuse_used_folder(resumed)
+        self._refuse_used_folder(resumed)
+        scheduler = self._build_scheduler()
+        first_epoch = self._restore(resumed, scheduler) if resumed else 0
         folder.rewind(first_epoch * run.steps_per_epoch)
         self._write_header()
         recorder = self._recorder(resumed)
@@ -348,42 +349,42 @@ class _Session:
         write_report(folder.path)
         return result
 
-    def _restore_networks(self, checkpoint: Record) -> int:
-        """Load networks and optimisers; return the epoch to go on with."""
-        path = str(self.run.options.resume_from)
-        supervision = self.supervision
-        checkpoints.load_weights(supervision.generator, checkpoint["state_dict"], f"{path}, generator")
-        checkpoints.load_weights(
-            supervision.discriminator, checkpoint["discriminator_state_dict"], f"{path}, discriminator"
-        )
-        if self.run.options.reset_optimizer:
-            return 0
-        self.generator_optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        self.discriminator_optimizer.load_state_dict(checkpoint["discriminator_optimizer_state_dict"])
-        return int(checkpoint["epoch"]) + 1
-
-    def _build_scheduler(self, resumed: Record | None, first_epoch: int) -> CompressionScheduler | None:
+    def _build_scheduler(self) -> CompressionScheduler | None:
         run, options = self.run, self.run.options
         if run.schedule is None:
             return None
         generator = self.supervision.generator
-        resumed_epoch = first_epoch - 1 if first_epoch else None
-        scheduler = run.schedule.build(generator, self.generator_optimizer, resumed_epoch=resumed_epoch)
+        scheduler = run.schedule.build(generator, self.generator_optimizer)
         if options.distill_weight is not None:
             policy = OutputDistillationPolicy(
                 generator, "kd", options.distill_weight, options.student_weight, mode="add"
             )
-            scheduler.add_policy(policy, starting_epoch=0, ending_epoch=max(run.epochs, 1), frequency=1)
-        if resumed and resumed["compression_sched"]:
-            state = resumed["compression_sched"]
-            scheduler.load_state_dict({"masks_dict": state["masks_dict"]} if options.reset_optimizer else state)
+            scheduler.add_policy(policy, starting_epoch=0, ending_epoch=run.epochs, frequency=1)
         return scheduler
+
+    def _restore(self, checkpoint: Record, scheduler: CompressionScheduler | None) -> int:
+        """Load the checkpoint's networks, optimisers and masks; return the epoch to go on with."""
+        path = str(self.run.options.resume_from)
+        supervision = self.supervision
+        judge = checkpoint["discriminator_state_dict"]
+        checkpoints.load_weights(supervision.generator, checkpoint["state_dict"], f"{path}, generator")
+        checkpoints.load_weights(supervision.discriminator, judge, f"{path}, discriminator")
+        state = checkpoint["compression_sched"]
+        if self.run.options.reset_optimizer:
+            if scheduler and state:
+                scheduler.load_state_dict({"masks_dict": state["masks_dict"]})
+            return 0
+        if scheduler and state:
+            scheduler.load_state_dict(state)
+        self.generator_optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        self.discriminator_optimizer.load_state_dict(checkpoint["discriminator_optimizer_state_dict"])
+        return int(checkpoint["epoch"]) + 1
 
     def _refuse_used_folder(self, resumed: Record | None) -> None:
         if resumed is None and self.folder.checkpoint_file.exists():
             raise UserError(
-                f"{self.folder.path}: holds a run already; continue it with --resume-from {self.folder.path}, or "
-                "name another folder with -o or -n"
+                f"{self.folder.path}: holds a run already; continue it with --resume-from "
+                f"{self.folder.path}, or name another folder with -o or -n"
             )
 
     def _write_header(self) -> None:
@@ -430,7 +431,9 @@ class _Session:
             "teacher_sha256": self.teacher_hash,
         }
 
-    def _trainer(self, recorder: Recorder, scheduler: CompressionScheduler | None, first_epoch: int) -> Trainer:
+    def _trainer(
+        self, recorder: Recorder, scheduler: CompressionScheduler | None, first_epoch: int
+    ) -> Trainer:
         run, options = self.run, self.run.options
         return Trainer(
             task=run.task,

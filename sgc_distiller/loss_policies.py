@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import checks, losses
+from sgc_distiller.masks import MaskSet
 from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingPolicy
 from sgc_distiller.supervision import EPSILON, StepContext, Supervision
 from sgc_distiller.tasks.base import Terms
@@ -35,8 +36,8 @@ class _LossPolicy(ScheduledTrainingPolicy):
         epoch: int,
         minibatch_id: int,
         minibatches_per_epoch: int,
-        zeros_mask_dict: Mapping[str, Any],
-        meta: Mapping[str, Any],
+        zeros_mask_dict: MaskSet,
+        meta: dict[str, Any],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Close the last step, so that no loss is computed from a stale one."""
@@ -49,7 +50,7 @@ class _LossPolicy(ScheduledTrainingPolicy):
         minibatch_id: int,
         minibatches_per_epoch: int,
         loss: Tensor,
-        zeros_mask_dict: Mapping[str, Any],
+        zeros_mask_dict: MaskSet,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> PolicyLoss:
         """Return the step's loss and its named parts."""
@@ -74,11 +75,11 @@ class SelfSupervisedPolicy(_LossPolicy):
         epsilon: Smallest denominator, > 0.
         distance: ``batch`` compares the terms' batch means, as printed; ``sample`` compares them picture by
             picture before the mean is taken.
-        normalizer: The denominator: ``batch`` is this batch's |mean of the teacher's term|, as printed; ``ema``
-            its exponential moving average, which does not blow up where one batch's mean is close to 0.
+        normalizer: The denominator: ``batch`` is this batch's |mean of the teacher's term|, as printed;
+            ``ema`` its exponential moving average, which does not blow up where one mean is close to 0.
         ema_decay: Decay of that average per step, in [0, 1].
-        features: Weight of a further distance, 0 for none as in the paper: the discriminator's activations for
-            the dense and the sparse picture, relative to the dense one's (`losses.feature_distance`).
+        features: Weight of a further distance, 0 for none as in the paper: the discriminator's activations
+            for the dense and the sparse picture, relative to the dense one's (`losses.feature_distance`).
         mode: ``replace`` puts L in the place of the GAN's own generator loss, as in the paper; ``add`` adds
             it.
 
@@ -141,7 +142,9 @@ class SelfSupervisedPolicy(_LossPolicy):
         if self.feature_weight > 0:
             task = self.supervision.task
             distance = losses.feature_distance(
-                task.features(context.teacher_judgement), task.features(context.student_judgement), self.epsilon
+                task.features(context.teacher_judgement),
+                task.features(context.student_judgement),
+                self.epsilon,
             )
             parts.append(LossComponent(f"{self.name}.features", distance.detach()))
             total = total + self.feature_weight * distance
@@ -149,7 +152,12 @@ class SelfSupervisedPolicy(_LossPolicy):
         return PolicyLoss(overall, [LossComponent(f"{self.name}.total", total.detach()), *parts])
 
     def _consistency(
-        self, group: str, weights: dict[str, float], teacher: Terms, student: Terms, parts: list[LossComponent]
+        self,
+        group: str,
+        weights: dict[str, float],
+        teacher: Terms,
+        student: Terms,
+        parts: list[LossComponent],
     ) -> Tensor:
         """Return L_GC or L_DC and note each term's distance in ``parts``."""
         distances = []
@@ -229,7 +237,7 @@ def _checked_weights(given: Mapping[str, float] | None, own: dict[str, float]) -
     """Return the task's weights with the given ones in their places."""
     weights = dict(own)
     for term, weight in (given or {}).items():
-        checks.known(term, own, "a loss term of the task", "term_weights")
+        checks.one_of(term, own, "term_weights")
         weights[term] = checks.number(weight, "term_weights", term, low=0.0)
     return weights
 

@@ -55,7 +55,11 @@ SMOKE = {"epochs": 2, "steps_per_epoch": 2, "epoch_images": 64, "test_images": 1
 
 
 def quickstart(
-    folder: Path, seeds: int = 1, smoke: bool = False, device: str | None = None, console: Console | None = None
+    folder: Path,
+    seeds: int = 1,
+    smoke: bool = False,
+    device: str | None = None,
+    console: Console | None = None,
 ) -> list[list[Record]]:
     """Train, prune and compare; writes ``report.html`` into ``folder``. Finished runs are not repeated.
 
@@ -78,18 +82,29 @@ def quickstart(
     write_summary(
         folder / "report.html",
         "DCGAN on handwritten digits: dense and pruned",
-        [{**row, "label": f"{row['label']}, seed {row['seed']}" if seeds > 1 else row["label"]} for rows in results for row in rows],
+        [
+            {**row, "label": f"{row['label']}, seed {row['seed']}" if seeds > 1 else row["label"]}
+            for rows in results
+            for row in rows
+        ],
         notes,
     )
     return results
 
 
-def _seed_rows(folder: Path, seed: int, smoke: bool, device: str | None, console: Console) -> Iterator[Record]:
+def _seed_rows(
+    folder: Path, seed: int, smoke: bool, device: str | None, console: Console
+) -> Iterator[Record]:
     for row in ROWS:
         run = folder / row.folder
         console.note(f"{row.label} (seed {seed}): {run}")
         result = _finished(run) or _run(row, run, folder / "dense", seed, smoke, device, console)
-        yield {**result, "label": row.label, "picture": run / "samples" / row_picture(row), "report": run / "report.html"}
+        yield {
+            **result,
+            "label": row.label,
+            "picture": run / "samples" / row_picture(row),
+            "report": run / "report.html",
+        }
 
 
 def row_picture(row: Row) -> str:

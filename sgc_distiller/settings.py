@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ class Options:
         task: Name in `sgc_distiller.tasks.TASKS`; as usual: the checkpoint's, else ``dcgan``.
         data: Folder of the data set, or ``digits`` for those that come with scikit-learn; as usual: what the
             checkpoint was trained on, else ``digits``.
-        task_options: Arguments of the task, such as ``image_size``, ``channels`` and ``width``; those not named
-            are the checkpoint's, else the baseline's.
+        task_options: Arguments of the task, such as ``image_size``, ``channels`` and ``width``; those not
+            named are the checkpoint's, else the baseline's.
         epochs: Where to stop, counted from 0; as usual: the schedule's last epoch, else 25.
         steps_per_epoch: Generator updates in an epoch; as usual: the schedule's, else a pass over the data.
         batch_size: Pictures in a batch.
@@ -118,8 +117,8 @@ class Options:
             checks.number(self.distill_weight, "--kd-distill-wt", low=0.0)
         if self.resume_from and self.weights_from:
             raise UserError(
-                "--resume-from and --exp-load-weights-from exclude each other: the first continues a run, the "
-                "second begins one from trained weights; give one of them"
+                "--resume-from and --exp-load-weights-from exclude each other: the first continues a run, "
+                "the second begins one from trained weights; give one of them"
             )
 
 
@@ -198,7 +197,7 @@ def _known_of_run(path: str) -> dict[str, Any]:
 
 
 def _known_of_weights(path: str, task: str | None) -> dict[str, Any]:
-    """Return task, sizes and data of a checkpoint, or of a plain state dictionary as far as its shapes tell."""
+    """Return task, sizes and data of a checkpoint; a plain state dictionary tells sizes only."""
     content = load_checkpoint(path)
     if "task_options" in content:
         data = content.get("config", {}).get("data")

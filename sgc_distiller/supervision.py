@@ -94,7 +94,9 @@ class StepContext:
     def student_generator_terms(self) -> Terms:
         """The terms of l-G_C (paper, eq. 2)."""
         own = self._supervision
-        return own.task.generator_terms(own.generator, self.batch, self.student_outputs, self.student_judgement)
+        return own.task.generator_terms(
+            own.generator, self.batch, self.student_outputs, self.student_judgement
+        )
 
     @cached_property
     def teacher_generator_terms(self) -> Terms:
@@ -118,7 +120,11 @@ class StepContext:
         own = self._supervision
         with torch.no_grad(), frozen_statistics(own.discriminator):
             return own.task.discriminator_terms(
-                own.discriminator, self.batch, self.teacher_outputs, self.real_judgement, self.teacher_judgement
+                own.discriminator,
+                self.batch,
+                self.teacher_outputs,
+                self.real_judgement,
+                self.teacher_judgement,
             )
 
     def logged(self) -> dict[str, Tensor]:
@@ -303,9 +309,14 @@ class Supervision:
         task, judge = self.task, self.discriminator
         dense = self.generate_dense(batch)
         with frozen_statistics(judge):
-            teacher = task.discriminator_terms(judge, batch, dense, real, task.judge_fake(judge, batch, dense))
+            teacher = task.discriminator_terms(
+                judge, batch, dense, real, task.judge_fake(judge, batch, dense)
+            )
         parts = [
-            weight * losses.normalized(losses.consistency(teacher[name], student[name]), teacher[name].mean(), EPSILON)
+            weight
+            * losses.normalized(
+                losses.consistency(teacher[name], student[name]), teacher[name].mean(), EPSILON
+            )
             for name, weight in task.discriminator_weights.items()
         ]
         return torch.stack(parts).sum()

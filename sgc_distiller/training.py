@@ -26,7 +26,9 @@ class Scheduler(Protocol):
     def on_epoch_begin(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
         """Fire before an epoch's first step."""
 
-    def on_minibatch_begin(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any) -> None:
+    def on_minibatch_begin(
+        self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any
+    ) -> None:
         """Fire before a step's first forward pass."""
 
     def before_backward_pass(
@@ -45,7 +47,9 @@ class Scheduler(Protocol):
     ) -> None:
         """Fire after the backward pass."""
 
-    def on_minibatch_end(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any) -> None:
+    def on_minibatch_end(
+        self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Any
+    ) -> None:
         """Fire after the optimiser's step."""
 
     def on_epoch_end(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
@@ -95,7 +99,9 @@ class TermMeter:
         mean: dict[str, float] = {}
         bad: list[tuple[int, str]] = []
         for names, sums in self._sums.items():
-            rows = torch.stack([sums.last.double(), sums.total / sums.count, sums.first_bad.double()]).tolist()
+            rows = torch.stack(
+                [sums.last.double(), sums.total / sums.count, sums.first_bad.double()]
+            ).tolist()
             last.update(zip(names, rows[0], strict=True))
             mean.update(zip(names, rows[1], strict=True))
             bad += [(int(step), name) for step, name in zip(rows[2], names, strict=True) if step < _NEVER]
@@ -109,10 +115,10 @@ class TermMeter:
         since = min(sums.since for sums in self._sums.values())
         until = since + max(sums.count for sums in self._sums.values()) - 1
         raise NotANumberError(
-            f"{name} is not a finite number since step {step}, in the {phase} phase (steps {since} to {until} "
-            f"were looked at; not finite: {', '.join(sorted({term for _, term in bad}))}). Nothing was saved "
-            "after the last checkpoint: lower the learning rate, raise `epsilon` or take `normalizer: ema` in "
-            "the schedule, and resume from that checkpoint"
+            f"{name} is not a finite number since step {step}, in the {phase} phase (steps {since} to "
+            f"{until} were looked at; not finite: {', '.join(sorted({term for _, term in bad}))}). Nothing "
+            "was saved after the last checkpoint: lower the learning rate, raise `epsilon` or take "
+            "`normalizer: ema` in the schedule, and resume from that checkpoint"
         )
 
     def reset(self) -> None:

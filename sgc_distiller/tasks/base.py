@@ -91,7 +91,7 @@ class GANTask(ABC):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the sizes of the generator whose weights these are, or ``None`` if they are not this task's."""
+        """Return the sizes that a generator's weights tell, or ``None`` if they are another task's."""
         return None
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +231,7 @@ def _initialise(module: nn.Module) -> None:
 
 def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
     inner = getattr(discriminator, "module", discriminator)
-    score, features = inner.judge(pictures)
+    score, features = cast(Discriminator, inner).judge(pictures)
     return {"score": score, "features": features}
 
 
