@@ -65,7 +65,7 @@ def find_names(model: nn.Module, asked: str) -> list[str]:
     if found:
         return found
     kind = "a pattern that matches a weight" if is_pattern(asked) else "the name of a parameter"
-    close = nearest(asked, [*candidates, *map(canonical, candidates)], 3)
+    close = nearest(asked, dict.fromkeys([*candidates, *map(canonical, candidates)]), 3)
     shown = ", ".join(candidates[:_SHOWN]) + (", ..." if len(candidates) > _SHOWN else "")
     raise UserError(
         f"Expected {kind} of the model, got {asked!r}.{close} The model has {shown or 'no parameters'}."

@@ -85,10 +85,10 @@ def read_spec(root: Node) -> ScheduleSpec:
     Raises:
         ScheduleError: At the first mistake, with its place.
     """
-    top = root.mapping("a schedule, a mapping of sections")
+    top = root.mapping("sections of a schedule")
     for section in _UNSUPPORTED.keys() & top.keys():
         raise top[section].error(f"Expected no section {section!r}: {section} are not supported.")
-    top = root.mapping("a schedule", _TOP_LEVEL)
+    top = root.mapping("a section of a schedule", _TOP_LEVEL)
     if "version" in top and top["version"].value != 1:
         raise top["version"].error(f"Expected version 1, got {top['version'].value!r}.")
     instances = {section: _read_section(section, top[section]) for section in CLASSES if section in top}
@@ -112,7 +112,7 @@ def _read_section(section: str, node: Node) -> dict[str, InstanceSpec]:
 
 
 def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
-    values = node.mapping("a mapping with 'class' and its arguments")
+    values = node.mapping("'class' and its arguments")
     if "class" not in values:
         raise node.error(f"Expected 'class', one of {', '.join(sorted(CLASSES[section]))}, got none.")
     kind_name = values["class"].value
@@ -127,7 +127,7 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
         for key, parameter in inspect.signature(kind).parameters.items()
         if key not in _GIVEN and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    node.mapping(f"arguments of {kind_name}", ["class", *parameters])
+    node.mapping(f"an argument of {kind_name}", ["class", *parameters])
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in values:
             raise node.error(f"Expected argument {key!r} of {kind_name}, got none.")
@@ -139,15 +139,13 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
 
 
 def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]) -> PolicySpec:
-    entry = node.mapping(
-        "a policy, a mapping with one of 'pruner', 'lr_scheduler', 'extension' and its epochs"
-    )
+    entry = node.mapping("one of 'pruner', 'lr_scheduler', 'extension', and its epochs")
     for kind in _UNSUPPORTED.values():
         if kind in entry:
             raise entry[kind].error(
                 f"Expected a pruner, lr_scheduler or extension; {kind} policies are not supported."
             )
-    node.mapping("a policy", [*_SECTION_OF, "epochs", *_RANGE])
+    node.mapping("a key of a policy", [*_SECTION_OF, "epochs", *_RANGE])
     kinds = [kind for kind in _SECTION_OF if kind in entry]
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
@@ -155,7 +153,7 @@ def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]
             f"Expected exactly one of 'pruner', 'lr_scheduler', 'extension' in a policy, got {found}."
         )
     kind = kinds[0]
-    what = entry[kind].mapping("a mapping with 'instance_name'", ["instance_name", "args"])
+    what = entry[kind].mapping("'instance_name'", ["instance_name", "args"])
     if "instance_name" not in what:
         raise entry[kind].error("Expected 'instance_name', got none.")
     section = _SECTION_OF[kind]
@@ -192,11 +190,8 @@ def _read_epochs(node: Node, entry: Mapping[str, Node]) -> tuple[list[int], dict
             if key in entry:
                 raise entry[key].error(f"Expected either 'epochs' or {key!r}, got both. Leave one out.")
         entry["epochs"].sequence("a list of increasing epochs, such as [0, 2, 5]")
-        try:
-            return active_epochs(entry["epochs"].value, None, None, 1)
-        except UserError as error:
-            raise entry["epochs"].error(error) from error
-    for key in _RANGE:
+    wanted = () if "epochs" in entry else _RANGE
+    for key in wanted:
         if key not in entry:
             raise node.error(
                 f"Expected 'epochs', or all of {', '.join(map(repr, _RANGE))}; {key!r} is missing."
@@ -204,7 +199,9 @@ def _read_epochs(node: Node, entry: Mapping[str, Node]) -> tuple[list[int], dict
         if entry[key].value is None:
             raise entry[key].error("Expected a whole number, got nothing.")
     try:
-        return active_epochs(None, *(entry[key].value for key in _RANGE))
+        if "epochs" in entry:
+            return active_epochs(entry["epochs"].value, None, None, 1)
+        return active_epochs(None, *(entry[key].value for key in wanted))
     except UserError as error:
         raise node.error(error) from error
 
@@ -234,9 +231,9 @@ def _check_together(policy: PolicySpec, arguments: Node | None) -> None:
 def _read_gan(node: Node) -> GanSpec:
     parts: dict[str, Any] = {"student": StudentSpec, "discriminator": DiscriminatorSpec}
     values: dict[str, Any] = {}
-    for key, child in node.mapping("the experiment", _fields(GanSpec)).items():
+    for key, child in node.mapping("a setting of the experiment", _fields(GanSpec)).items():
         if key in parts:
-            given = child.mapping(f"the settings of the {key}", _fields(parts[key]))
+            given = child.mapping(f"a setting of the {key}", _fields(parts[key]))
             values[key] = _make(parts[key], child, {name: item.value for name, item in given.items()})
         else:
             values[key] = child.value

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sgc_distiller import checks
+from sgc_distiller.checks import ArgumentError
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.masks import MaskSet, ParameterMasker
 from sgc_distiller.names import canonical
@@ -331,29 +333,31 @@ def active_epochs(
     """
     if epochs is not None:
         if starting_epoch is not None or ending_epoch is not None:
-            raise UserError(
+            raise ArgumentError(
                 "Expected either 'epochs' or 'starting_epoch', 'ending_epoch' and 'frequency', got both. "
-                "Leave one out."
+                "Leave one out.",
+                "epochs",
             )
         active = list(epochs)
         if not active or not all(_is_count(epoch) for epoch in active) or active != sorted(set(active)):
-            raise UserError(
-                f"Expected a list of increasing epochs, counted from 0, such as [0, 2, 5], got {active}."
+            raise ArgumentError(
+                f"Expected a list of increasing epochs, counted from 0, such as [0, 2, 5], got {active}.",
+                "epochs",
             )
         return active, {"starting_epoch": active[0], "ending_epoch": active[-1] + 1, "frequency": None}
-    start = 0 if starting_epoch is None else starting_epoch
+    start = 0 if starting_epoch is None else checks.integer(starting_epoch, "starting_epoch", low=0)
     end = start + 1 if ending_epoch is None else ending_epoch
-    if not _is_count(start):
-        raise UserError(f"Expected 'starting_epoch' to be a whole number of at least 0, got {start!r}.")
     if not _is_count(end) or end <= start:
-        raise UserError(
-            f"Expected 'ending_epoch' to be a whole number greater than 'starting_epoch' ({start}), since it "
-            f"is exclusive, got {end!r}."
+        raise ArgumentError(
+            f"Expected a whole number greater than 'starting_epoch' ({start}), since this epoch is not "
+            f"active any more, got {end!r}.",
+            "ending_epoch",
         )
     if not _is_count(frequency) or not 0 < frequency <= end - start:
-        raise UserError(
-            f"Expected 'frequency' to be a whole number from 1 to {end - start} (ending_epoch - "
-            f"starting_epoch), got {frequency!r}."
+        raise ArgumentError(
+            f"Expected a whole number from 1 to {end - start} (ending_epoch - starting_epoch), got "
+            f"{frequency!r}.",
+            "frequency",
         )
     meta = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
     return list(range(start, end, frequency)), meta

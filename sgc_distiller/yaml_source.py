@@ -77,19 +77,19 @@ class Node:
         """Return the values by key.
 
         Args:
-            what: What the mapping should be, for the message.
+            what: What the mapping holds, for the messages.
             allowed: The keys that it may have; None for any.
 
         Raises:
             ScheduleError: If it is no mapping, or a key is not allowed.
         """
         if not isinstance(self.value, Mapping):
-            raise self.error(f"Expected {what}, got {_shown(self.value)}.")
+            raise self.error(f"Expected a mapping with {what}, got {_shown(self.value)}.")
         if allowed is not None:
             for key in self.value:
                 if key not in allowed:
                     raise self.child(key).error(
-                        f"Expected one of {', '.join(sorted(allowed))}, got {key!r}.{nearest(key, allowed)}"
+                        f"Expected {what} ({', '.join(allowed)}), got {key!r}.{nearest(key, allowed)}"
                     )
         return {key: self.child(key) for key in self.value}
 
