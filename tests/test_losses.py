@@ -64,8 +64,12 @@ def test_normalized_divides_by_the_magnitude_and_not_by_less_than_epsilon() -> N
 def test_feature_distance_is_relative_and_averaged_over_layers() -> None:
     teacher = [_numbers(3, 2, 4), _numbers(4, 2, 3, 2, 2)]
     student = [_numbers(5, 2, 4), _numbers(6, 2, 3, 2, 2)]
-    expected = np.mean([np.abs(t - s).mean() / np.abs(t).mean() for t, s in zip(teacher, student, strict=True)])
-    got = losses.feature_distance([torch.tensor(t) for t in teacher], [torch.tensor(s) for s in student], 1e-8)
+    expected = np.mean(
+        [np.abs(t - s).mean() / np.abs(t).mean() for t, s in zip(teacher, student, strict=True)]
+    )
+    got = losses.feature_distance(
+        [torch.tensor(t) for t in teacher], [torch.tensor(s) for s in student], 1e-8
+    )
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 

@@ -19,7 +19,9 @@ NETWORKS = Path(__file__).parent / "golden" / "networks"
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("role", ["generator", "discriminator"])
-def test_dcgan_computes_what_the_baselines_own_code_computes(role: str, mode: str, device: torch.device) -> None:
+def test_dcgan_computes_what_the_baselines_own_code_computes(
+    role: str, mode: str, device: torch.device
+) -> None:
     recorded = torch.load(NETWORKS / f"dcgan_{role}.pt", weights_only=True, map_location=device)
     config = recorded["config"]
     build = Generator if role == "generator" else Discriminator
@@ -107,7 +109,9 @@ def test_samples_are_drawn_with_the_batchs_own_statistics() -> None:
     assert task.protocol(4) == "train mode, batch 4"
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, affine=True, track_running_stats=True)])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, affine=True, track_running_stats=True)]
+)
 def test_frozen_statistics_change_neither_buffers_nor_outputs(norm: nn.Module) -> None:
     x = torch.randn(4, 3, 5, 5)
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
@@ -135,11 +139,15 @@ def test_same_randomness_repeats_dropout_and_leaves_the_global_stream_alone(devi
 
 
 def test_unknown_tasks_and_options_are_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown task 'dcgam'; expected one of dcgan. Did you mean 'dcgan'\?"):
+    with pytest.raises(
+        UserError, match=r"unknown task 'dcgam'; expected one of dcgan. Did you mean 'dcgan'\?"
+    ):
         build_task("dcgam")
     with pytest.raises(UserError, match="task 'dcgan': .*unexpected keyword argument 'depth'"):
         build_task("dcgan", depth=3)
-    with pytest.raises(UserError, match="expected an image size that is a power of two and at least 16, got 48"):
+    with pytest.raises(
+        UserError, match="expected an image size that is a power of two and at least 16, got 48"
+    ):
         build_task("dcgan", image_size=48)
     with pytest.raises(UserError, match="dcgan: expected width of at least 1, got 0"):
         build_task("dcgan", width=0)
