@@ -83,8 +83,9 @@ class FeatureStatistics:
             return
         total = self.count + len(batch)
         shift = mean - self._mean
-        self._centred += centred + torch.outer(shift, shift) * (self.count * len(batch) / total)
-        self._mean += shift * (len(batch) / total)
+        between = torch.outer(shift, shift) * (self.count * len(batch) / total)
+        self._centred = self._centred + centred + between
+        self._mean = self._mean + shift * (len(batch) / total)
         self.count = total
 
     def compute(self) -> tuple[Tensor, Tensor]:
@@ -211,7 +212,7 @@ def load_statistics(path: Path, keys: tuple[str, ...] = ("mu", "sigma")) -> dict
         UserError: The file is missing or damaged, or lacks a key.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
             arrays = {key: torch.from_numpy(content[key]) for key in content.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"Cannot read the statistics {path}: {error}. Remove the file.") from error
