@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sgc_distiller import checks
+from sgc_distiller.epochs import last_active_epoch
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.lr_schedulers import moving_state, step_to
 from sgc_distiller.masks import MaskSet
-from sgc_distiller.pruners import checked_levels, find_levels, last_active_epoch
+from sgc_distiller.pruners import checked_levels, find_levels
 
 __all__ = ["LRPolicy", "LossComponent", "PolicyLoss", "PruningPolicy", "ScheduledTrainingPolicy"]
 

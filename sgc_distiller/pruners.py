@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sgc_distiller import checks
+from sgc_distiller.epochs import last_active_epoch
 from sgc_distiller.masks import ParameterMasker, keep_largest
 from sgc_distiller.names import find_all_names, find_names
 
@@ -18,16 +19,7 @@ __all__ = [
     "checked_levels",
     "find_levels",
     "gradual_target",
-    "last_active_epoch",
 ]
-
-
-def last_active_epoch(meta: Mapping[str, Any]) -> int:
-    """Return the last active epoch of a policy with this ``starting_epoch, ending_epoch, frequency``."""
-    start, end, frequency = meta["starting_epoch"], meta["ending_epoch"], meta["frequency"]
-    if frequency is None:
-        return int(end) - 1
-    return int(start + (end - start - 1) // frequency * frequency)
 
 
 def gradual_target(initial: float, final: float, meta: Mapping[str, Any]) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sgc_distiller.epochs import active_epochs
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.loss_policies import LOSS_POLICIES
 from sgc_distiller.lr_schedulers import LR_SCHEDULERS, rehearse
 from sgc_distiller.policies import PruningPolicy
 from sgc_distiller.pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
-from sgc_distiller.scheduler import active_epochs
 from sgc_distiller.yaml_source import Node
 
 __all__ = ["CLASSES", "InstanceSpec", "PolicySpec", "ScheduleSpec", "read_spec"]

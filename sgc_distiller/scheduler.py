@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sgc_distiller import checks
-from sgc_distiller.checks import ArgumentError
+from sgc_distiller.epochs import active_epochs
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.masks import MaskSet, ParameterMasker
-from sgc_distiller.names import canonical
 from sgc_distiller.policies import LossComponent, PolicyLoss
+from sgc_distiller.scheduler_state import Entry, check_policies, load_masks_state, masks_state
 
 __all__ = ["CompressionScheduler"]
 
@@ -31,15 +29,6 @@ _HOOKS = (
     "on_minibatch_end",
     "on_epoch_end",
 )
-
-
-@dataclass
-class _Entry:
-    """One policy and the epochs in which it acts; a policy added twice has two entries."""
-
-    policy: Any
-    epochs: frozenset[int]
-    meta: dict[str, Any]
 
 
 class CompressionScheduler:
@@ -82,9 +71,14 @@ class CompressionScheduler:
         self.device = device
         self.zeros_mask_dict = MaskSet(model)
         for name, masker in (zeros_mask_dict or {}).items():
+            if name not in self.zeros_mask_dict:
+                raise UserError(
+                    f"Expected masks of the model's parameters, got one of {name!r}."
+                    f"{nearest(name, self.zeros_mask_dict)}"
+                )
             self.zeros_mask_dict[name].mask = masker.mask
         self.policies: dict[int, list[Any]] = {}
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._waiting: list[dict[str, Any]] = []
 
     @property
@@ -120,10 +114,13 @@ class CompressionScheduler:
                 "ScheduledTrainingPolicy."
             )
         active, meta = active_epochs(epochs, starting_epoch, ending_epoch, frequency)
-        self._entries.append(_Entry(policy, frozenset(active), meta))
+        entry = Entry(policy, frozenset(active), meta)
+        if self._waiting:
+            check_policies([entry], self._waiting, len(self._entries) + 1)
+            entry.load_state_dict(self._waiting.pop(0))
+        self._entries.append(entry)
         for epoch in active:
             self.policies.setdefault(epoch, []).append(policy)
-        self._restore_waiting()
 
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None, **kwargs: Any) -> None:
         """Begin an epoch: pruners compute its masks."""
@@ -237,11 +234,9 @@ class CompressionScheduler:
             ``masks_dict`` (the mask or None by parameter name, as Distiller's), ``maskers`` (flags and dense
             copies) and ``policies``. It can be loaded with ``torch.load(weights_only=True)``.
         """
-        maskers = {name: _masker_state(masker) for name, masker in self.zeros_mask_dict.items()}
         return {
-            "masks_dict": {name: masker.mask for name, masker in self.zeros_mask_dict.items()},
-            "maskers": {name: state for name, state in maskers.items() if state},
-            "policies": [_entry_state(entry) for entry in self._entries],
+            **masks_state(self.zeros_mask_dict),
+            "policies": [entry.state_dict() for entry in self._entries],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], normalize_dataparallel_keys: bool = False) -> None:
@@ -257,114 +252,18 @@ class CompressionScheduler:
         Raises:
             UserError: If the state is that of another model or another schedule; nothing is changed then.
         """
-        if "masks_dict" not in state:
-            raise UserError(f"Expected a scheduler's state with 'masks_dict', got one with {sorted(state)}.")
-        masks = self._matched(state["masks_dict"])
-        self._check_policies(state.get("policies", []))
-        maskers = {canonical(name): values for name, values in state.get("maskers", {}).items()}
-        for name, param in self.model.named_parameters():
-            if name in self.zeros_mask_dict:
-                _load_masker(self.zeros_mask_dict[name], param, masks[name], maskers.get(canonical(name), {}))
-        self.zeros_mask_dict.forget_plan()
-        self._waiting = [dict(policy) for policy in state.get("policies", [])]
-        for entry in self._entries:
-            self._restore(entry)
+        saved = list(state.get("policies", []))
+        check_policies(self._entries, saved)
+        load_masks_state(self.model, self.zeros_mask_dict, state)
+        for entry, policy_state in zip(self._entries, saved, strict=False):
+            entry.load_state_dict(policy_state)
+        self._waiting = saved[len(self._entries) :]
 
-    def _active(self, epoch: int) -> Iterator[_Entry]:
+    def _active(self, epoch: int) -> Iterator[Entry]:
         for entry in self._entries:
             if epoch in entry.epochs:
                 entry.meta["current_epoch"] = epoch
                 yield entry
-
-    def _matched(self, saved: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """Return the saved masks by this model's parameter names, or refuse those of another model."""
-        by_name = {canonical(name): mask for name, mask in saved.items()}
-        shapes = {
-            name: param.shape for name, param in self.model.named_parameters() if name in self.zeros_mask_dict
-        }
-        unknown = set(by_name) - {canonical(name) for name in shapes}
-        lost = sorted(name for name in unknown if by_name[name] is not None)
-        if lost:
-            raise UserError(
-                f"Expected masks of this model, got one of {lost[0]!r}, which it does not have."
-                f"{nearest(lost[0], shapes)} Load the checkpoint of the same network."
-            )
-        matched = {}
-        for name, shape in shapes.items():
-            if canonical(name) not in by_name:
-                raise UserError(
-                    f"Expected masks of this model, but {name!r} is missing. Load the checkpoint of the same "
-                    "network."
-                )
-            mask = matched[name] = by_name[canonical(name)]
-            if mask is not None and mask.shape != shape:
-                raise UserError(
-                    f"Expected a mask of shape {tuple(shape)} for {name!r}, got {tuple(mask.shape)}. Load "
-                    "the checkpoint of the same network."
-                )
-        return matched
-
-    def _check_policies(self, saved: Sequence[Mapping[str, Any]]) -> None:
-        for index, (entry, state) in enumerate(zip(self._entries, saved, strict=False), 1):
-            _check_same(index, entry, state)
-
-    def _restore_waiting(self) -> None:
-        if self._waiting:
-            _check_same(len(self._entries), self._entries[-1], self._waiting[0])
-            self._restore(self._entries[-1])
-
-    def _restore(self, entry: _Entry) -> None:
-        if not self._waiting:
-            return
-        state = self._waiting.pop(0)
-        if state["current_epoch"] is not None:
-            entry.meta["current_epoch"] = state["current_epoch"]
-        if state["state"] and hasattr(entry.policy, "load_state_dict"):
-            entry.policy.load_state_dict(state["state"])
-
-
-def active_epochs(
-    epochs: Sequence[int] | None, starting_epoch: int | None, ending_epoch: int | None, frequency: int
-) -> tuple[list[int], dict[str, Any]]:
-    """Return the epochs in which a policy acts, and its ``meta``; see `CompressionScheduler.add_policy`.
-
-    Raises:
-        UserError: If they are no epochs.
-    """
-    if epochs is not None:
-        if starting_epoch is not None or ending_epoch is not None:
-            raise ArgumentError(
-                "Expected either 'epochs' or 'starting_epoch', 'ending_epoch' and 'frequency', got both. "
-                "Leave one out.",
-                "epochs",
-            )
-        active = list(epochs)
-        if not active or not all(_is_count(epoch) for epoch in active) or active != sorted(set(active)):
-            raise ArgumentError(
-                f"Expected a list of increasing epochs, counted from 0, such as [0, 2, 5], got {active}.",
-                "epochs",
-            )
-        return active, {"starting_epoch": active[0], "ending_epoch": active[-1] + 1, "frequency": None}
-    start = 0 if starting_epoch is None else checks.integer(starting_epoch, "starting_epoch", low=0)
-    end = start + 1 if ending_epoch is None else ending_epoch
-    if not _is_count(end) or end <= start:
-        raise ArgumentError(
-            f"Expected a whole number greater than 'starting_epoch' ({start}), since this epoch is not "
-            f"active any more, got {end!r}.",
-            "ending_epoch",
-        )
-    if not _is_count(frequency) or not 0 < frequency <= end - start:
-        raise ArgumentError(
-            f"Expected a whole number from 1 to {end - start} (ending_epoch - starting_epoch), got "
-            f"{frequency!r}.",
-            "frequency",
-        )
-    meta = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
-    return list(range(start, end, frequency)), meta
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _loss_components(policy: Any, answer: Any) -> list[LossComponent]:
@@ -382,45 +281,3 @@ def _loss_components(policy: Any, answer: Any) -> list[LossComponent]:
                 f"{type(component).__name__}."
             )
     return components
-
-
-def _masker_state(masker: ParameterMasker) -> dict[str, Any]:
-    state = {
-        "use_double_copies": masker.use_double_copies,
-        "mask_on_forward_only": masker.mask_on_forward_only,
-        "gradient_holders": masker.gradient_holders,
-        "unmasked_copy": masker.unmasked_copy,
-    }
-    return {key: value for key, value in state.items() if isinstance(value, Tensor) or value}
-
-
-def _load_masker(
-    masker: ParameterMasker, param: nn.Parameter, mask: Tensor | None, state: Mapping[str, Any]
-) -> None:
-    masker.mask = None if mask is None else mask.to(device=param.device, dtype=param.dtype, copy=True)
-    masker.use_double_copies = state.get("use_double_copies", False)
-    masker.mask_on_forward_only = state.get("mask_on_forward_only", False)
-    copy = state.get("unmasked_copy")
-    masker.unmasked_copy = None if copy is None else copy.to(param.device, copy=True)
-    while masker.gradient_holders:
-        masker.release_gradient()
-    for _ in range(state.get("gradient_holders", 0)):
-        masker.hold_gradient(param)
-
-
-def _entry_state(entry: _Entry) -> dict[str, Any]:
-    return {
-        "policy": type(entry.policy).__name__,
-        "current_epoch": entry.meta.get("current_epoch"),
-        "state": entry.policy.state_dict() if hasattr(entry.policy, "state_dict") else {},
-    }
-
-
-def _check_same(index: int, entry: _Entry, state: Mapping[str, Any]) -> None:
-    name = type(entry.policy).__name__
-    if name != state["policy"]:
-        raise UserError(
-            f"Expected the schedule of the saved run, whose policy number {index} is a {state['policy']}, "
-            f"got a {name}. Resume with the same schedule, or load only the masks: "
-            f"load_state_dict({'masks_dict': state['masks_dict']})."
-        )
