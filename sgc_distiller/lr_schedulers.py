@@ -93,6 +93,14 @@ LR_SCHEDULERS: dict[str, type] = {
 }
 
 
+# Rates are set by absolute epochs at the end of an epoch, whatever happened to the optimizer before.
+_BESIDE_THE_POINT = (
+    r"The epoch parameter in `scheduler.step\(\)`",
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
+    r"Seems like `optimizer.step\(\)` has been overridden",
+)
+
+
 def make_lr_scheduler(
     kind: type, optimizer: Optimizer, arguments: Mapping[str, Any], last_epoch: int | None = None
 ) -> Any:
@@ -139,7 +147,8 @@ def step_to(schedule: Any, epoch: int, metrics: Mapping[str, Any] | None = None)
         UserError: If `ReduceLROnPlateau` gets no metric of its mode.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"The epoch parameter in `scheduler.step\(\)`")
+        for message in _BESIDE_THE_POINT:
+            warnings.filterwarnings("ignore", message)
         if not isinstance(schedule, ReduceLROnPlateau):
             schedule.step(epoch=epoch)
             return

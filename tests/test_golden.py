@@ -169,9 +169,6 @@ class Replay:
         )  # one column where there is no pruner
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Detected call of `lr_scheduler.step"
-)  # loops that never step the optimizer
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DEVIATIONS])
 def test_same_as_distiller(name: str, device: torch.device):
     expected = load_arrays(name)
