@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -13,12 +13,14 @@ from sgc_distiller.wording import metrics_by_name, short_name
 
 __all__ = ["run_charts"]
 
-_ROLES = {  # of a term such as student.gen: what the legend calls it, and its colour
-    "teacher": ("dense (teacher)", "dense"),
+_ROLES = {  # of a term such as student.gen: what the legend calls it, and its colour; in this order
     "student": ("sparse (student)", "sparse"),
+    "teacher": ("dense (teacher)", "dense"),
     "discriminator": ("discriminator in training", "third"),
     "generator": ("generator in training", "fourth"),
 }
+_PLAIN_ROLES = {**_ROLES, "student": ("generator", "dense")}  # of a run that trains a dense generator
+_CYCLE = ("ink", "sparse", "third", "fourth", "dense")  # colours of the parts of a policy's loss
 
 
 def run_charts(records: Sequence[Record], dense: Record | None) -> list[dict[str, Any]]:
@@ -34,17 +36,22 @@ def run_charts(records: Sequence[Record], dense: Record | None) -> list[dict[str
     """
     epochs = [item for item in records if item["kind"] == "epoch"]
     steps = [item for item in records if item["kind"] == "step"]
+    sparsity = _sparsity_chart(epochs)
+    supervised = any("teacher." in name for item in steps for name in item.get("terms", {}))
+    plain = not sparsity and not supervised
+    asked = "Sparsity counts the weights of convolutions and linear layers; dashed is what was asked for."
+    judged = "The dense and the sparse generator are judged on the same batch by the same discriminator. "
+    long = "Long runs are drawn as means of neighbouring steps, with their range as a shade."
     sections = [
         (
-            "Sparsity and metric over the epochs",
-            "Sparsity counts the weights of convolutions and linear layers; dashed is what was asked for.",
-            [*_sparsity_chart(epochs), *_metric_charts(epochs, dense)],
+            "Over the epochs",
+            asked if sparsity else "",
+            [*sparsity, *_metric_charts(epochs, None if plain else dense, "dense" if plain else "sparse")],
         ),
         (
             "Loss terms",
-            "The dense and the sparse generator are judged on the same batch by the same discriminator. Long "
-            "runs are drawn as means of neighbouring steps, with their range as a shade.",
-            _term_charts(steps),
+            (judged if supervised else "") + long,
+            _term_charts(steps, _PLAIN_ROLES if plain else _ROLES),
         ),
     ]
     return [{"title": title, "text": text, "charts": drawn} for title, text, drawn in sections if drawn]
@@ -62,7 +69,7 @@ def _sparsity_chart(epochs: Sequence[Record]) -> list[dict[str, Any]]:
     return [_chart("sparsity", line_chart(lines, "epoch", percent=True))]
 
 
-def _metric_charts(epochs: Sequence[Record], dense: Record | None) -> list[dict[str, Any]]:
+def _metric_charts(epochs: Sequence[Record], dense: Record | None, colour: str) -> list[dict[str, Any]]:
     found: dict[str, list[tuple[int, Record]]] = {}
     for item in epochs:
         for metric in item.get("metrics", []):
@@ -74,7 +81,7 @@ def _metric_charts(epochs: Sequence[Record], dense: Record | None) -> list[dict[
         values = [metric["value"] for _, metric in points]
         intervals = all(metric.get("low") is not None for _, metric in points)
         low, high = ([metric[end] for _, metric in points] if intervals else [] for end in ("low", "high"))
-        lines = [Line("this run", x, values, "sparse", low=low, high=high)]
+        lines = [Line("this run", x, values, colour, low=low, high=high)]
         if known.get(name) is not None:
             lines.append(Line("dense", [x[0], x[-1]], [known[name]] * 2, "dense", dashed=True, stairs=True))
         shown = [value for line in lines for value in line.y if value is not None]
@@ -84,20 +91,23 @@ def _metric_charts(epochs: Sequence[Record], dense: Record | None) -> list[dict[
     return drawn
 
 
-def _term_charts(steps: Sequence[Record]) -> list[dict[str, Any]]:
-    lines: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
+def _term_charts(steps: Sequence[Record], roles: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return a chart a loss term, with a line a role, and one a policy, with its parts."""
+    panels: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
     for item in steps:
         for name, value in item.get("terms", {}).items():
-            role, _, term = name.rpartition(".")
-            lines.setdefault(term, {}).setdefault(role, []).append((item["step"], value))
+            first, _, rest = name.partition(".")
+            panel, line = (rest, first) if rest and first in roles else (first, rest or first)
+            panels.setdefault(panel, {}).setdefault(line, []).append((item["step"], value))
     drawn = []
-    for term, roles in lines.items():
+    for panel, lines in panels.items():
+        known = {role: lines[role] for role in roles if role in lines}
         series = []
-        for role, points in roles.items():
-            label, colour = _ROLES.get(role, (role or term, "fourth" if role else "ink"))
+        for order, (line, points) in enumerate({**known, **lines}.items()):
+            label, colour = roles.get(line, (line, _CYCLE[order % len(_CYCLE)]))
             series.append(Line(label, [x for x, _ in points], [y for _, y in points], colour))
-        alone = f" ({series[0].label})" if len(series) == 1 and series[0].label != term else ""
-        drawn.append(_chart(f"{term}{alone}", line_chart(series, "step")))
+        alone = f": {series[0].label}" if len(series) == 1 and series[0].label != panel else ""
+        drawn.append(_chart(f"{panel}{alone}", line_chart(series, "step")))
     return drawn
 
 

@@ -66,7 +66,13 @@ def fill(path: Path, epochs: int = 3, steps_per_epoch: int = 4) -> RunFolder:
         run.write_environment("cpu")
         for epoch in range(epochs):
             for step in range(epoch * steps_per_epoch + 1, (epoch + 1) * steps_per_epoch + 1):
-                terms = {"student.gen": 1.5, "teacher.gen": 1.25, "discriminator.dis": 0.5, "loss": 1 / step}
+                terms = {
+                    "student.gen": 1.5,
+                    "teacher.gen": 1.25,
+                    "discriminator.dis": 0.5,
+                    "sup.total": 1 / step,
+                }
+                terms["sup.gc.gen"] = 0.2
                 run.log({"kind": "step", "epoch": epoch, "step": step, "terms": terms, "seconds": 0.1})
             share = 0.25 * (epoch + 1)
             metrics = [{"name": FID, "value": 90.0 - epoch, "low": 80.0, "high": 95.0}]
@@ -172,7 +178,7 @@ def test_the_pictures_are_the_files(finished):
 
 def test_charts_layers_and_texts_are_there(finished):
     source, page = read(finished)
-    assert source.count("<svg") == 5  # sparsity, FID, gen, dis, loss
+    assert source.count("<svg") == 5  # sparsity, FID, gen, dis, sup
     for words in (
         "dense (teacher)",
         "sparse (student)",
@@ -200,12 +206,18 @@ def test_an_empty_run_gives_a_page(tmp_path):
 
 def test_a_dense_run_has_no_sparse_side(tmp_path):
     with RunFolder(tmp_path) as run:
+        for step in (1, 2):
+            run.log({"kind": "step", "epoch": 0, "step": step, "terms": {"student.gen": 1.0 / step}})
+        metrics = [{"name": FID, "value": 90.0}]
+        run.log({"kind": "epoch", "epoch": 0, "step": 2, "sparsity": 0.0, "metrics": metrics})
         run.log(dense_result())
         save_grid(digits(4), run.samples / "dense.png")
     source, page = read(write_report(tmp_path))
     assert "dcgan, dense" in page.text
     assert "69.24 dense" in page.text
     assert "sparse" not in page.text
+    assert "gen: generator" in page.text
+    assert "var(--sparse)" not in source[source.index("<h1>") :]
     assert source.count("<img") == 1
 
 
