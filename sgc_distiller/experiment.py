@@ -203,7 +203,8 @@ def plan(options: Options) -> Record:
     _require_schedule(options)
     run = Run(options)
     student = run.build("generator", run.gan.student.width)
-    assert run.schedule is not None
+    supervision = Supervision(run.task, student, run.build("discriminator"))
+    assert run.schedule is not None and supervision.generator is student
     return {
         "schedule": run.schedule.text,
         "epochs": run.epochs,

@@ -78,6 +78,9 @@ class GanSpec:
         student: The generator that is compressed.
         discriminator: The discriminator that supervises.
         steps_per_epoch: Generator updates in one epoch of the schedule.
+        epochs: How many epochs the schedule has; by default as many as its policies need.
+        output_layer: Whether patterns match the weights of the generator's output layers: ``pruned`` as in
+            the paper, or ``dense``. A weight that is named in full is pruned either way.
 
     Raises:
         UserError: If a value is not one of these.
@@ -87,8 +90,13 @@ class GanSpec:
     student: StudentSpec = field(default_factory=StudentSpec)
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
     steps_per_epoch: int = 200
+    epochs: int | None = None
+    output_layer: str = "pruned"
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         checks.one_of(self.objective, ("task", "none"), "objective")
         checks.integer(self.steps_per_epoch, "steps_per_epoch", low=1)
+        if self.epochs is not None:
+            checks.integer(self.epochs, "epochs", low=1)
+        checks.one_of(self.output_layer, ("pruned", "dense"), "output_layer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -36,7 +36,7 @@ def prunable_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if name in owners]
 
 
-def find_names(model: nn.Module, asked: str) -> list[str]:
+def find_names(model: nn.Module, asked: str, spared: Collection[str] = ()) -> list[str]:
     """Return the parameters of ``model`` that one entry of a schedule means.
 
     Args:
@@ -44,6 +44,7 @@ def find_names(model: nn.Module, asked: str) -> list[str]:
         asked: A parameter's full name, or a shell pattern. A pattern matches the weights of convolutions,
             transposed convolutions and linear layers only. ``module.`` and ``_orig_mod.`` are ignored in
             both.
+        spared: Parameters that no pattern matches; they can be named in full only.
 
     Returns:
         At least one name, as ``named_parameters()`` gives it.
@@ -54,7 +55,7 @@ def find_names(model: nn.Module, asked: str) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     if asked in names:
         return [asked]
-    candidates = prunable_names(model) if is_pattern(asked) else names
+    candidates = [n for n in prunable_names(model) if n not in spared] if is_pattern(asked) else names
     bare = canonical(asked)
     if is_pattern(asked):
         found = [
@@ -72,6 +73,6 @@ def find_names(model: nn.Module, asked: str) -> list[str]:
     )
 
 
-def find_all_names(model: nn.Module, asked: Iterable[str]) -> list[str]:
+def find_all_names(model: nn.Module, asked: Iterable[str], spared: Collection[str] = ()) -> list[str]:
     """Return what all entries of ``asked`` mean, each name once, as first mentioned; see `find_names`."""
-    return list(dict.fromkeys(name for entry in asked for name in find_names(model, entry)))
+    return list(dict.fromkeys(name for entry in asked for name in find_names(model, entry, spared)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -194,16 +194,20 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self._found_levels: dict[str, float] | None = None
         self._holds_gradients = False
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
         """Find the parameters of ``model`` that the pruner and the levels mean.
+
+        Args:
+            model: The model that is pruned.
+            spared: Parameters that no pattern matches.
 
         Raises:
             UserError: If a name or a pattern fits none.
         """
         if hasattr(self.pruner, "bind"):
-            self.pruner.bind(model)
+            self.pruner.bind(model, spared)
         if self.levels is not None:
-            self._found_levels = find_levels(model, self.levels)
+            self._found_levels = find_levels(model, self.levels, spared)
         self._bound_to = model
 
     def use_levels(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,8 +69,12 @@ class ElementPruner:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
         """Find the parameters of ``model`` that are pruned.
+
+        Args:
+            model: The model that is pruned.
+            spared: Parameters that no pattern matches.
 
         Raises:
             UserError: If a name or a pattern fits none.
@@ -121,9 +125,9 @@ class SparsityLevelParameterPruner(ElementPruner):
         self._asked = checked_levels(levels)
         self.levels: Mapping[str, float] = dict(self._asked)
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
         """Find the parameters that ``levels`` means, see `ElementPruner.bind`."""
-        self.levels = find_levels(model, self._asked)
+        self.levels = find_levels(model, self._asked, spared)
 
     def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
         """Return the parameter's level, else that of ``'*'``, else 0."""
@@ -158,9 +162,9 @@ class AutomatedGradualPruner(ElementPruner):
         self._asked = _checked_weights(weights)
         self.weights = list(self._asked)
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
         """Find the parameters that ``weights`` means, see `ElementPruner.bind`."""
-        self.weights = find_all_names(model, self._asked)
+        self.weights = find_all_names(model, self._asked, spared)
 
     def check_epochs(self, meta: Mapping[str, Any]) -> None:
         """Refuse a list of epochs and a single active epoch."""
@@ -203,7 +207,9 @@ def checked_levels(levels: Mapping[str, float]) -> dict[str, float]:
     return {str(name): checks.fraction(level, "levels", str(name)) for name, level in levels.items()}
 
 
-def find_levels(model: nn.Module, levels: Mapping[str, float]) -> dict[str, float]:
+def find_levels(
+    model: nn.Module, levels: Mapping[str, float], spared: Collection[str] = ()
+) -> dict[str, float]:
     """Return ``levels`` by the parameters' own names.
 
     A parameter named in full keeps its own level, whatever patterns fit it; ``'*'`` stays as it is.
@@ -217,7 +223,7 @@ def find_levels(model: nn.Module, levels: Mapping[str, float]) -> dict[str, floa
         if asked == "*":
             found["*"] = (asked, level)
             continue
-        names = find_names(model, asked)
+        names = find_names(model, asked, spared)
         target = found if len(names) == 1 and not any(sign in asked for sign in "*?[") else patterns
         for name in names:
             other, other_level = target.get(name, (asked, level))

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sgc_distiller.errors import UserError
+from sgc_distiller.errors import ScheduleError, UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
-from sgc_distiller.names import find_names
+from sgc_distiller.names import canonical, find_names
 from sgc_distiller.policies import LRPolicy, PruningPolicy
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
+from sgc_distiller.supervision import Supervision, unwrapped
 from sgc_distiller.yaml_source import Node, read_dict, read_file
 
 __all__ = [
@@ -55,7 +56,14 @@ class Schedule:
         self.source = root.source
         self.text = text
         self.gan: GanSpec | None = spec.gan
-        self.epochs: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
+        needed: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
+        self.epochs = self.gan.epochs if self.gan and self.gan.epochs else needed
+        if self.epochs < needed:
+            raise ScheduleError(
+                f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.",
+                source=self.source,
+                key="gan.epochs",
+            )
         self._policies = spec.policies
         for name in spec.unused:
             log.warning("%s: %s is declared, but no policy uses it.", self.source, name)
@@ -88,9 +96,10 @@ class Schedule:
                 contradict each other.
         """
         made: dict[int, Any] = {}
+        spared = self._spared(model)
         added = scheduler if scheduler is not None else CompressionScheduler(model)
         policies = [policy for policy in self._policies if policy.section != "lr_schedulers"]
-        built = [(policy, self._make_policy(policy, model, made)) for policy in policies]
+        built = [(policy, self._make_policy(policy, model, spared, made)) for policy in policies]
         built += [
             (policy, self._make_lr_policy(policy, optimizer, resumed_epoch, made))
             for policy in self._policies
@@ -121,7 +130,8 @@ class Schedule:
         """
         made: dict[int, Any] = {}
         pruning = [policy for policy in self._policies if policy.section == "pruners"]
-        entries = [(policy, self._make_policy(policy, model, made)) for policy in pruning]
+        spared = self._spared(model)
+        entries = [(policy, self._make_policy(policy, model, spared, made)) for policy in pruning]
         names = [name for name, _ in model.named_parameters()]
         plan: list[dict[str, float]] = []
         state = _PlanState()
@@ -130,19 +140,32 @@ class Schedule:
         pruned = {name for row in plan for name, level in row.items() if level > 0}
         return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]
 
-    def _make_policy(self, policy: PolicySpec, model: nn.Module, made: dict[int, Any]) -> Any:
+    def _spared(self, model: nn.Module) -> set[str]:
+        """Return the parameters that no pattern matches: with ``output_layer: dense`` the output layers."""
+        if self.gan is None or self.gan.output_layer == "pruned":
+            return set()
+        try:
+            supervision = Supervision.of(model)
+        except UserError as error:
+            raise ScheduleError(str(error), source=self.source, key="gan.output_layer") from error
+        layers = set(supervision.task.output_layers(unwrapped(model)))
+        return {name for name, _ in model.named_parameters() if canonical(name) in layers}
+
+    def _make_policy(
+        self, policy: PolicySpec, model: nn.Module, spared: set[str], made: dict[int, Any]
+    ) -> Any:
         instance = policy.instance
         if id(instance) not in made:
             if policy.section == "pruners":
-                _check_names(instance.node, model)
+                _check_names(instance.node, model, spared)
             made[id(instance)] = instance.make(name=instance.name, model=model)
         if policy.section == "extensions":
             return made[id(instance)]
         pruning = PruningPolicy(made[id(instance)], policy.arguments)
         if pruning.levels is not None:
-            _check_names(policy.node.child("pruner").child("args"), model)
+            _check_names(policy.node.child("pruner").child("args"), model, spared)
         try:
-            pruning.bind(model)
+            pruning.bind(model, spared)
         except UserError as error:
             raise instance.node.error(error) from error
         return pruning
@@ -192,7 +215,7 @@ class _PlanState:
         return row
 
 
-def _check_names(node: Node, model: nn.Module) -> None:
+def _check_names(node: Node, model: nn.Module, spared: set[str]) -> None:
     """Refuse names and patterns under ``weights`` and ``levels`` that fit no parameter, each at its place."""
     asked = node.mapping("arguments")
     entries = asked["weights"].sequence("a list") if "weights" in asked else []
@@ -201,7 +224,7 @@ def _check_names(node: Node, model: nn.Module) -> None:
     for entry in entries:
         name = entry.value if isinstance(entry.value, str) else entry.path[-1]
         try:
-            find_names(model, name)
+            find_names(model, name, spared)
         except UserError as error:
             raise entry.error(error) from error
 

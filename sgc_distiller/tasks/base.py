@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.names import prunable_names
 
 __all__ = [
     "Batch",
@@ -168,6 +169,10 @@ class GANTask(ABC):
                 "judge_fake() returns; add it there, or set `features: 0` in the schedule"
             )
         return list(judgement["features"])
+
+    def output_layers(self, generator: nn.Module) -> list[str]:
+        """Return the names of the weights of the layers that make the pictures: by default the last one."""
+        return prunable_names(generator)[-1:]
 
     def total(self, terms: Terms, role: Role = "generator") -> Tensor:
         """Return the weighted sum of the terms' means, the baseline's scalar loss."""
