@@ -17,12 +17,15 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
-    **{name: set() for name in ("checks", "extractors", "names", "resources", "runs")},
+    **{name: set() for name in ("checks", "names", "resources", "runs")},
     "curves": {"charts", "runs", "wording"},
+    "epochs": {"checks"},
     "experiment_spec": {"checks"},
+    "extractors": {"data", "metrics"},
+    "extractors": {"data", "metrics", "resources"},
     "lr_schedulers": {"checks"},
-    "pruners": {"checks", "masks", "names"},
-    "policies": {"checks", "lr_schedulers", "masks", "names", "pruners"},
+    "pruners": {"checks", "epochs", "masks", "names"},
+    "policies": {"checks", "epochs", "lr_schedulers", "masks", "names", "pruners"},
     "report": {"charts", "curves", "resources", "runs", "wording"},
     "supervision": {"checks", "experiment_spec", "losses", "names", "tasks", "tasks.base"},
     "loss_policies": {"checks", "losses", "masks", "names", "policies", "supervision", "tasks", "tasks.base"},
@@ -35,7 +38,7 @@ NEVER: dict[str, set[str]] = {
     "training": {"experiment", "schedule", "schedule_reader"},
     "recording": {"experiment", "schedule", "schedule_reader"},
     "scheduler": {"loss_policies", "schedule", "schedule_reader", "supervision"},
-    "schedule": {"experiment", "supervision", "training"},
+    "schedule": {"experiment", "training"},
 }
 
 
