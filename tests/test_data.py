@@ -93,6 +93,13 @@ class TestFraction:
         }
         assert [position[picture.numpy().tobytes()] for picture in part] == part.labels.tolist()
 
+    def test_it_is_spread_over_the_whole_set(self, tmp_path: Path):
+        write_idx(tmp_path / "train-images-idx3-ubyte", np.arange(200, dtype=np.uint8).reshape(200, 1, 1))
+        chosen = open_images(tmp_path, 1, 1, fraction=0.2).pixels(range(40)).flatten()
+        assert len(chosen.unique()) == 40
+        assert chosen.min() < 40
+        assert chosen.max() >= 160
+
     def test_every_class_stays(self):
         labels = open_images(None, 8, 1, fraction=0.1).labels
         assert labels is not None

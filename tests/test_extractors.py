@@ -95,7 +95,10 @@ class TestDigitsExtractor:
         assert features.shape == (6, extractor.dim)
         assert features.dtype == torch.float32
         assert not features.requires_grad
-        torch.testing.assert_close(features[:2], extractor(pictures[:2]), atol=1e-4, rtol=1e-4)
+        close = (
+            1e-4 if device.type == "cpu" else 2e-2
+        )  # cuDNN may round to TF32, and by the size of the batch
+        torch.testing.assert_close(features[:2], extractor(pictures[:2]), atol=close, rtol=close)
 
     def test_grey_in_three_channels_is_the_same_picture(self):
         extractor = load_extractor("digits")
@@ -369,7 +372,8 @@ class TestInception:
             expected = network(enlarged)
         assert features.shape == (3, 2048)
         assert float(expected.std()) > 0
-        torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        close = 1e-3 if device.type == "cpu" else 2e-2  # cuDNN may round to TF32
+        torch.testing.assert_close(features, expected, rtol=close, atol=close * float(expected.abs().max()))
         # the file with the known hash at the known place is the one that is called inception
         monkeypatch.setattr(extractors, "_INCEPTION_HASH", extractor.name.removeprefix("inception-"))
         no_downloads.parent.mkdir(parents=True)
