@@ -68,9 +68,10 @@ class ElementPruner:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._bound_to: nn.Module | None = None
 
     def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
-        """Find the parameters of ``model`` that are pruned.
+        """Find the parameters of ``model`` that are pruned; nothing happens if that was done before.
 
         Args:
             model: The model that is pruned.
@@ -79,6 +80,11 @@ class ElementPruner:
         Raises:
             UserError: If a name or a pattern fits none.
         """
+        if self._bound_to is not model:
+            self._find(model, spared)
+            self._bound_to = model
+
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         raise NotImplementedError
 
     def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
@@ -125,8 +131,7 @@ class SparsityLevelParameterPruner(ElementPruner):
         self._asked = checked_levels(levels)
         self.levels: Mapping[str, float] = dict(self._asked)
 
-    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
-        """Find the parameters that ``levels`` means, see `ElementPruner.bind`."""
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         self.levels = find_levels(model, self._asked, spared)
 
     def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
@@ -162,8 +167,7 @@ class AutomatedGradualPruner(ElementPruner):
         self._asked = _checked_weights(weights)
         self.weights = list(self._asked)
 
-    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
-        """Find the parameters that ``weights`` means, see `ElementPruner.bind`."""
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         self.weights = find_all_names(model, self._asked, spared)
 
     def check_epochs(self, meta: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sgc_distiller.errors import ScheduleError, UserError
+from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
 from sgc_distiller.names import canonical, find_names
@@ -53,16 +53,17 @@ class Schedule:
 
     def __init__(self, root: Node, text: str = "") -> None:
         spec = read_spec(root)
+        self._root = root
         self.source = root.source
         self.text = text
         self.gan: GanSpec | None = spec.gan
         needed: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
         self.epochs = self.gan.epochs if self.gan and self.gan.epochs else needed
         if self.epochs < needed:
-            raise ScheduleError(
-                f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.",
-                source=self.source,
-                key="gan.epochs",
+            raise (
+                root.child("gan")
+                .child("epochs")
+                .error(f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.")
             )
         self._policies = spec.policies
         for name in spec.unused:
@@ -88,7 +89,7 @@ class Schedule:
         Args:
             model: The model that is compressed.
             optimizer: The optimizer of its parameters; only learning-rate schedules need it.
-            scheduler: A scheduler to add the policies to, in place of a new one.
+            scheduler: A scheduler to add the policies to, in place of a new one; its model counts.
             resumed_epoch: The last epoch that was trained, None for a new run.
 
         Raises:
@@ -96,8 +97,9 @@ class Schedule:
                 contradict each other.
         """
         made: dict[int, Any] = {}
-        spared = self._spared(model)
         added = scheduler if scheduler is not None else CompressionScheduler(model)
+        model = added.model
+        spared = self._spared(model)
         policies = [policy for policy in self._policies if policy.section != "lr_schedulers"]
         built = [(policy, self._make_policy(policy, model, spared, made)) for policy in policies]
         built += [
@@ -147,7 +149,7 @@ class Schedule:
         try:
             supervision = Supervision.of(model)
         except UserError as error:
-            raise ScheduleError(str(error), source=self.source, key="gan.output_layer") from error
+            raise self._root.child("gan").child("output_layer").error(str(error)) from error
         layers = set(supervision.task.output_layers(unwrapped(model)))
         return {name for name, _ in model.named_parameters() if canonical(name) in layers}
 
