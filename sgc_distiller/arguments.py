@@ -64,7 +64,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
-            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            **settings,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -110,8 +113,10 @@ def sgc_parser() -> Parser:
     )
     quickstart.add_argument("-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write")
     quickstart.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0")
-    quickstart.add_argument("--smoke", action="store_true", help="a few steps of everything: does it run?")
-    quickstart.add_argument("--cpu", action="store_true", help="use no GPU")
+    quickstart.add_argument(
+        "--smoke", action="store_true", default=False, help="a few steps of everything: does it run?"
+    )
+    quickstart.add_argument("--cpu", action="store_true", default=False, help="use no GPU")
     return parser
 
 
@@ -122,103 +127,75 @@ def compress_gan_parser() -> Parser:
     )
     parser.add_argument("data", metavar="DATASET_DIR", help="data set: a folder, or 'digits' (bundled)")
     parser.add_argument("-a", "--arch", dest="task", choices=sorted(TASKS), help="the GAN")
-    parser.add_argument("-e", "--evaluate", action="store_true", help="measure a checkpoint and exit")
+    parser.add_argument(
+        "-e", "--evaluate", action="store_true", default=False, help="measure a checkpoint and exit"
+    )
     _add_run_arguments(parser)
     return parser
 
 
 def _add_run_arguments(parser: Parser) -> None:
-    """Add what all commands share. Defaults are not filled in here: see `sgc_distiller.settings.resolve`."""
-    add = parser.add_argument
-    omit: dict[str, Any] = {"default": argparse.SUPPRESS}
-    add(
-        "--compress",
-        dest="schedule",
-        metavar="FILE",
-        help="schedule: a file, or a shipped one's name",
-        **omit,
-    )
-    add("--resume-from", metavar="PATH", help="continue the run of this checkpoint or folder", **omit)
-    add(
-        "--exp-load-weights-from",
-        dest="weights_from",
-        metavar="PATH",
-        help="begin from these weights",
-        **omit,
-    )
-    add(
-        "--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file", **omit
-    )
-    add(
-        "--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0", **omit
-    )
-    add(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="total number of epochs (default: the schedule's, or 25)",
-        **omit,
-    )
-    add("--steps-per-epoch", type=int, metavar="N", help="generator updates in an epoch", **omit)
-    add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)", **omit)
-    add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="of both networks", **omit)
-    add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0", **omit)
-    add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)", **omit)
-    add("--image-size", type=int, metavar="N", help="height and width in pixels", **omit)
-    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour", **omit)
-    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer", **omit)
-    add("-o", "--out-dir", default="logs", metavar="DIR", help="folder of all runs")
-    add("-n", "--name", metavar="NAME", help="name of this run's folder (default: date and time)")
-    add(
-        "-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports", **omit
-    )
-    add("-v", "--verbose", action="store_true", help="debugging messages")
-    add("--masks-sparsity", action="store_true", help="show every mask's sparsity after an epoch", **omit)
-    add("--param-hist", action="store_true", help="histograms of the weights for TensorBoard", **omit)
-    add("--deterministic", "--det", action="store_true", help="only deterministic operations", **omit)
-    add("--seed", type=int, metavar="N", help="of everything random (default: 0)", **omit)
-    add("--gpus", metavar="N", help="number of the GPU to use")
-    add("--cpu", action="store_true", help="use no GPU")
+    """Add what all commands share; what is not given is left out, see `sgc_distiller.settings.resolve`."""
+    _add_starting_points(parser)
+    _add_training(parser)
+    _add_metrics(parser)
+    _add_surroundings(parser)
+
+
+def _add_starting_points(parser: Parser) -> None:
+    add = parser.add_argument_group("where to start").add_argument
+    add("--compress", dest="schedule", metavar="FILE", help="schedule: a file, or a shipped one's name")
+    add("--resume-from", metavar="PATH", help="continue the run of this checkpoint or folder")
+    add("--exp-load-weights-from", dest="weights_from", metavar="PATH", help="begin from these weights")
+    add("--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file")
+    add("--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0")
+    add("--save-untrained-model", dest="save_untrained", action="store_true", help="before the first step")
+    add("--prune-only", action="store_true", help="set the schedule's masks without training")
+    add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
+
+
+def _add_training(parser: Parser) -> None:
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=int, metavar="N", help="total number of epochs (default: the schedule's, or 25)")
+    add("--steps-per-epoch", type=int, metavar="N", help="generator updates in an epoch")
+    add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)")
+    add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="of both networks")
+    add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0")
+    add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)")
+    add("--image-size", type=int, metavar="N", help="height and width in pixels")
+    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
+    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
+    add("--kd-distill-wt", "--kd-dw", dest="distill_weight", type=float, metavar="W", help="add distillation")
+    add("--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it")
+    add("--deterministic", "--det", action="store_true", help="only deterministic operations")
+    add("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+
+
+def _add_metrics(parser: Parser) -> None:
+    add = parser.add_argument_group("measuring").add_argument
     for short, which, text in (
         ("--etrs", "train", "share of the training pictures to use"),
         ("--evs", "valid", "share of --epoch-images to draw after an epoch"),
         ("--etes", "test", "share of --test-images to draw for the result"),
     ):
-        add(
-            short,
-            f"--effective-{which}-size",
-            dest=f"{which}_size",
-            type=float,
-            metavar="F",
-            help=text,
-            **omit,
-        )
-    add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name", **omit)
-    add(
-        "--save-untrained-model",
-        dest="save_untrained",
-        action="store_true",
-        help="before the first step",
-        **omit,
-    )
-    add(
-        "--kd-distill-wt",
-        "--kd-dw",
-        dest="distill_weight",
-        type=float,
-        metavar="W",
-        help="add distillation",
-        **omit,
-    )
-    add(
-        "--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it", **omit
-    )
-    add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits", **omit)
-    add("--extractor-weights", metavar="FILE", help="the extractor's weights", **omit)
-    add("--epoch-images", type=int, metavar="N", help="pictures for the metric after an epoch", **omit)
-    add("--test-images", type=int, metavar="N", help="pictures for the result's metric", **omit)
-    add("--prune-only", action="store_true", help="set the schedule's masks without training", **omit)
-    add("--dry-run", action="store_true", help="print the schedule and the sparsity it asks, and exit")
+        add(short, f"--effective-{which}-size", dest=f"{which}_size", type=float, metavar="F", help=text)
+    add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name")
+    add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits")
+    add("--extractor-weights", metavar="FILE", help="the extractor's weights")
+    add("--epoch-images", type=int, metavar="N", help="pictures for the metric after an epoch")
+    add("--test-images", type=int, metavar="N", help="pictures for the result's metric")
+
+
+def _add_surroundings(parser: Parser) -> None:
+    add = parser.add_argument_group("folder, output, device").add_argument
+    add("-o", "--out-dir", default="logs", metavar="DIR", help="folder of all runs")
+    add("-n", "--name", default=None, metavar="NAME", help="this run's folder (default: date and time)")
+    add("-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports")
+    add("-v", "--verbose", action="store_true", default=False, help="debugging messages")
+    add("--masks-sparsity", action="store_true", help="show every mask's sparsity after an epoch")
+    add("--param-hist", action="store_true", help="histograms of the weights for TensorBoard")
+    add("--gpus", default=None, metavar="N", help="number of the GPU to use")
+    add("--cpu", action="store_true", default=False, help="use no GPU")
 
 
 _TASK_OPTIONS = ("image_size", "channels", "width")

@@ -20,6 +20,7 @@ ONLY: dict[str, set[str]] = {
     **{name: set() for name in ("checks", "names", "resources", "runs")},
     "curves": {"charts", "runs", "wording"},
     "epochs": {"checks"},
+    "epochs": {"checks"},
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics"},
     "extractors": {"data", "metrics", "resources"},
