@@ -82,7 +82,8 @@ class Run:
 
     def optimizer(self, role: Role, network: nn.Module) -> torch.optim.Optimizer:
         """Return the task's optimiser with this run's learning rate and weight decay."""
-        optimizer = self.task.optimizer(role, network, self.options.lr)
+        lr = self.options.lr if self.options.lr is not None else self.gan.lr
+        optimizer = self.task.optimizer(role, network, lr)
         for group in optimizer.param_groups:
             group["weight_decay"] = self.options.weight_decay
         return optimizer

@@ -81,6 +81,7 @@ class GanSpec:
         epochs: How many epochs the schedule has; by default as many as its policies need.
         output_layer: Whether patterns match the weights of the generator's output layers: ``pruned`` as in
             the paper, or ``dense``. A weight that is named in full is pruned either way.
+        lr: Learning rate of both networks; by default the baseline's.
 
     Raises:
         UserError: If a value is not one of these.
@@ -92,6 +93,7 @@ class GanSpec:
     steps_per_epoch: int = 200
     epochs: int | None = None
     output_layer: str = "pruned"
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -100,3 +102,5 @@ class GanSpec:
         if self.epochs is not None:
             checks.integer(self.epochs, "epochs", low=1)
         checks.one_of(self.output_layer, ("pruned", "dense"), "output_layer")
+        if self.lr is not None:
+            checks.number(self.lr, "lr", low=0.0, open_low=True)

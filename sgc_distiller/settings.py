@@ -33,7 +33,7 @@ class Options:
         epochs: Where to stop, counted from 0; as usual: the schedule's last epoch, else 25.
         steps_per_epoch: Generator updates in an epoch; as usual: the schedule's, else a pass over the data.
         batch_size: Pictures in a batch.
-        lr: Learning rate of both networks; as usual: the baseline's.
+        lr: Learning rate of both networks; as usual: the schedule's, else the baseline's.
         weight_decay: Of both networks.
         seed: Of everything random.
         device: ``cuda``, ``cuda:1``, ``cpu``; as usual: the GPU where there is one.
