@@ -35,33 +35,49 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a schedule's name, or ``dense``, and a seed."""
+    """One run: a schedule's name, or ``dense``, and a seed; ``lr`` replaces the schedule's."""
 
     name: str
     seed: int
     steps_per_epoch: int
+    lr: float | None = None
 
     def folder(self, root: Path) -> Path:
         """Return the run's folder."""
         steps = "" if self.name == "dense" else f"_{self.steps_per_epoch}"
-        return root / f"seed{self.seed}" / f"{self.name}{steps}"
+        lr = f"_lr{self.lr:g}" if self.lr else ""
+        return root / f"seed{self.seed}" / f"{self.name}{steps}{lr}"
 
 
 def command(job: Job, root: Path, options: argparse.Namespace) -> list[str]:
     """Return the command line of a job, which goes on with what is there."""
     folder = job.folder(root)
-    start = [sys.executable, "-m", "sgc_distiller.app", "train" if job.name == "dense" else "compress", "dcgan"]
+    start = [
+        sys.executable,
+        "-m",
+        "sgc_distiller.app",
+        "train" if job.name == "dense" else "compress",
+        "dcgan",
+    ]
     if (folder / "checkpoint.pth.tar").is_file():
         return [*start, "--resume-from", str(folder)]
     new = ["-o", str(folder.parent), "-n", folder.name, "--seed", str(job.seed), "--epoch-images", "0"]
     new += ["--test-images", str(options.test_images)]
     if job.name == "dense":
-        sizes = ["--image-size", str(options.image_size), "--width", str(options.width), "--data", options.data]
+        sizes = [
+            "--image-size",
+            str(options.image_size),
+            "--width",
+            str(options.width),
+            "--data",
+            options.data,
+        ]
         epochs = options.dense_steps // job.steps_per_epoch
         return [*start, *new, *sizes, "--epochs", str(epochs), "--steps-per-epoch", str(job.steps_per_epoch)]
     dense = Job("dense", job.seed, 0).folder(root)
     schedule = ["--compress", f"dcgan/{job.name}", "--exp-load-weights-from", str(dense)]
-    return [*start, *new, *schedule, "--steps-per-epoch", str(job.steps_per_epoch)]
+    lr = ["--lr", str(job.lr)] if job.lr else []
+    return [*start, *new, *schedule, *lr, "--steps-per-epoch", str(job.steps_per_epoch)]
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -70,7 +86,9 @@ def result(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     records = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-    found = [r for r in records if r["kind"] == "result" and str(r["checkpoint"]).endswith("checkpoint.pth.tar")]
+    found = [
+        r for r in records if r["kind"] == "result" and str(r["checkpoint"]).endswith("checkpoint.pth.tar")
+    ]
     return found[-1] if found else None
 
 
@@ -85,18 +103,23 @@ def run(job: Job, root: Path, options: argparse.Namespace) -> dict[str, Any]:
         if done.returncode != 0 or found is None:
             raise SystemExit(f"{folder} failed:\n{done.stdout}\n{done.stderr}")
     print(f"{folder}: {found['metrics'][0]['value']:.3f}", file=sys.stderr, flush=True)
-    return {**found, "job": job.name, "steps_per_epoch": job.steps_per_epoch}
+    return {**found, "job": job.name, "steps_per_epoch": job.steps_per_epoch, "lr": job.lr}
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """Return all compressing jobs, seeds outermost, so that a stopped comparison holds whole seeds."""
     return [
-        Job(f"{method}_{sparsity}", seed, steps)
-        for steps in options.steps_per_epoch
+        Job(f"{method}_{sparsity}", seed, options.steps_per_epoch, lr)
         for seed in options.seeds
         for sparsity in options.sparsities
-        for method in options.methods
+        for method, lr in variants(options)
     ]
+
+
+def variants(options: argparse.Namespace) -> list[tuple[str, float | None]]:
+    """Return the rows: every method by its schedule, and all but the recommended with other learning rates."""
+    own = [(method, None) for method in options.methods]
+    return own + [(m, lr) for lr in options.lr for m in options.methods if m != "recommended"]
 
 
 def cell(values: Sequence[float]) -> str:
@@ -106,30 +129,30 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(dense: list[dict[str, Any]], rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Return the Markdown tables, one a number of steps."""
+    """Return the Markdown table."""
     metric = dense[0]["metrics"][0]["name"]
-    lines = [f"{metric}; dense: {cell([r['metrics'][0]['value'] for r in dense])} over {len(dense)} seeds", ""]
-    for steps in options.steps_per_epoch:
-        lines += [f"{20 * steps} generator updates:", ""]
-        lines.append("| method | " + " | ".join(f"{s} %" for s in options.sparsities) + " |")
-        lines.append("|---|" + "---|" * len(options.sparsities))
-        for method in options.methods:
-            found = [
-                [
-                    row["metrics"][0]["value"]
-                    for row in rows
-                    if row["job"] == f"{method}_{sparsity}" and row["steps_per_epoch"] == steps
-                ]
-                for sparsity in options.sparsities
-            ]
-            lines.append(f"| {METHODS[method]} | " + " | ".join(map(cell, found)) + " |")
-        lines.append("")
+    lines = [
+        f"{metric}; dense {cell([r['metrics'][0]['value'] for r in dense])}; {20 * options.steps_per_epoch} "
+        f"generator updates; mean ± standard deviation over {len(dense)} seeds",
+        "",
+        "| method | " + " | ".join(f"{sparsity} %" for sparsity in options.sparsities) + " |",
+        "|---|" + "---|" * len(options.sparsities),
+    ]
+    for method, lr in variants(options):
+        found = [
+            [r["metrics"][0]["value"] for r in rows if r["job"] == f"{method}_{sparsity}" and r["lr"] == lr]
+            for sparsity in options.sparsities
+        ]
+        label = METHODS[method] + (f", learning rate {lr:g}" if lr else "")
+        lines.append(f"| {label} | " + " | ".join(map(cell, found)) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="digits", help="data set: a folder, or 'digits'")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--results", type=Path, help="JSON file for every number")
@@ -139,7 +162,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--dense-steps", type=int, default=3000)
-    parser.add_argument("--steps-per-epoch", type=int, nargs="+", default=[15], help="of the schedules' 20 epochs")
+    parser.add_argument("--steps-per-epoch", type=int, default=15, help="of the schedules' 20 epochs")
+    parser.add_argument("--lr", type=float, nargs="*", default=[], help="also try the rivals with these")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
