@@ -17,6 +17,7 @@ from sgc_distiller.masks import sparsity_table
 from sgc_distiller.metrics import MetricResult
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console, Quiet, metric_record
+from sgc_distiller.resources import cache_folder
 from sgc_distiller.schedule import Schedule, read_schedule
 from sgc_distiller.seeding import seed_for
 from sgc_distiller.settings import Options, pick_device
@@ -53,6 +54,7 @@ class Run:
         self.gan: GanSpec = (self.schedule.gan if self.schedule else None) or GanSpec()
         self.task: GANTask = build_task(options.task or "dcgan", **options.task_options)
         self.images = self._images("train")
+        self._metrics: dict[str, GeneratorMetric] = {}
 
     def _images(self, split: Literal["train", "test"]) -> ImageSet:
         share = self.options.train_size if split == "train" else 1.0
@@ -99,7 +101,10 @@ class Run:
 
     def metric(self, split: Literal["train", "test"]) -> GeneratorMetric:
         """Return the metric against the training or the test pictures."""
-        return GeneratorMetric(self.extractor, self._images(split), Path(self.options.folder) / "reference")
+        if split not in self._metrics:
+            images = self.images if split == "train" else self._images(split)
+            self._metrics[split] = GeneratorMetric(self.extractor, images, cache_folder())
+        return self._metrics[split]
 
     def measure(self, metric: GeneratorMetric, generator: nn.Module, count: int) -> list[MetricResult]:
         """Return the metrics of ``count`` pictures drawn by the task's test protocol."""

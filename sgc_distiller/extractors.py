@@ -264,7 +264,10 @@ class GeneratorMetric:
         result = {"mu": mu, "sigma": sigma, "root": matrix_root(sigma), "features": torch.cat(kept)}
         path = self._cache_path()
         if path is not None:
-            save_statistics(path, **result)
+            try:
+                save_statistics(path, **result)
+            except OSError as error:
+                log.warning("The reference's statistics are not kept for the next run: %s", error)
         return result
 
     def _cache_path(self) -> Path | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sgc_distiller.errors import UserError
 
-__all__ = ["asset", "find_schedule", "shipped_schedules", "template_folder"]
+__all__ = ["asset", "cache_folder", "find_schedule", "shipped_schedules", "template_folder"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -75,6 +76,18 @@ def _nearest_schedule(name: str, shipped: Iterable[str]) -> str:
 def template_folder() -> Path:
     """Return the folder of the HTML templates of the reports."""
     return _PACKAGE / "templates"
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be computed again, such as statistics of reference pictures.
+
+    It is named by the environment variable ``SGC_CACHE``, else ``sgc_distiller`` below ``XDG_CACHE_HOME`` or
+    ``~/.cache``.
+    """
+    named = os.environ.get("SGC_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgc_distiller"
 
 
 def asset(name: str) -> Path:

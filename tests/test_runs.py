@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from sgc_distiller import runs
 from sgc_distiller.errors import UserError
+from sgc_distiller.resources import cache_folder
 from sgc_distiller.runs import RunFolder, atomic_file, atomic_write, describe_environment
 
 
@@ -216,3 +217,14 @@ def test_killed_at_any_moment_a_file_is_old_or_new(tmp_path):
         content = file.read_bytes()
         assert len(content) == 400_000
         assert len(set(content)) == 1
+
+
+def test_cache_folder_is_named_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("SGC_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("SGC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "sgc_distiller"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "sgc_distiller"
