@@ -222,8 +222,18 @@ class CompressionScheduler:
         self.zeros_mask_dict.mask_weights(is_forward)
 
     @contextmanager
-    def masked_weights(self) -> Iterator[None]:
-        """Show masked weights inside the block, for evaluation; weights dense between steps come back."""
+    def masked_weights(self, epoch: int | None = None) -> Iterator[None]:
+        """Show masked weights inside the block, for evaluation; weights dense between steps come back.
+
+        Args:
+            epoch: Show what the steps of this epoch see: where masks are used on the forward pass only, they
+                are not used in epochs without a pruning policy. None for masks in any case.
+        """
+        if epoch is not None and not any(
+            hasattr(policy, "pruner") for policy in self.policies.get(epoch, ())
+        ):
+            yield
+            return
         with self.zeros_mask_dict.masked():
             yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,11 @@ _NEVER = 2**62
 
 
 class Scheduler(Protocol):
-    """Distiller's six hooks; ours and Distiller's own scheduler both have them."""
+    """Distiller's six hooks; ours and Distiller's own scheduler both have them.
+
+    One that also has ``masked_weights(epoch)``, as `sgc_distiller.CompressionScheduler` has, is asked to show
+    the masks of the forward pass outside of steps too.
+    """
 
     def on_epoch_begin(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
         """Fire before an epoch's first step."""
@@ -58,12 +63,12 @@ class Scheduler(Protocol):
 
 @dataclass
 class _Sums:
-    """Running sums of one set of names, on the device."""
+    """Running sums of one set of names, on the device, and the last step that added to them."""
 
-    since: int
     total: Tensor
     last: Tensor
     first_bad: Tensor
+    last_step: int
     count: int = 0
 
 
@@ -75,50 +80,57 @@ class TermMeter:
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], _Sums] = {}
+        self._first_step = 0
 
     def add(self, values: dict[str, Tensor], step: int) -> None:
         """Add the scalars of one step."""
+        if not values:
+            return
+        if not self._sums:
+            self._first_step = step
         row = torch.stack([value.detach() for value in values.values()])
         sums = self._sums.get(tuple(values))
         if sums is None:
             never = torch.full(row.shape, _NEVER, dtype=torch.int64, device=row.device)
-            sums = _Sums(step, torch.zeros_like(row, dtype=torch.float64), row, never)
+            sums = _Sums(torch.zeros_like(row, dtype=torch.float64), row, never, step)
             self._sums[tuple(values)] = sums
-        sums.last = row
+        sums.last, sums.last_step = row, step
         sums.total += row
         sums.first_bad = torch.where(torch.isfinite(row), sums.first_bad, sums.first_bad.clamp(max=step))
         sums.count += 1
 
     def read(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return each name's last value and its mean since `reset`.
+        """Return each name's last value and its mean since `reset`, over the steps that had it.
 
         Raises:
             NotANumberError: If any value was not finite.
         """
         last: dict[str, float] = {}
-        mean: dict[str, float] = {}
+        total: dict[str, float] = {}
+        count: dict[str, int] = {}
         bad: list[tuple[int, str]] = []
-        for names, sums in self._sums.items():
-            rows = torch.stack(
-                [sums.last.double(), sums.total / sums.count, sums.first_bad.double()]
-            ).tolist()
-            last.update(zip(names, rows[0], strict=True))
-            mean.update(zip(names, rows[1], strict=True))
-            bad += [(int(step), name) for step, name in zip(rows[2], names, strict=True) if step < _NEVER]
+        for names, sums in sorted(self._sums.items(), key=lambda item: item[1].last_step):
+            rows = torch.stack([sums.last.double(), sums.total, sums.first_bad.double()]).tolist()
+            for name, value, part, step in zip(names, *rows, strict=True):
+                last[name] = value
+                total[name] = total.get(name, 0.0) + part
+                count[name] = count.get(name, 0) + sums.count
+                if step < _NEVER:
+                    bad.append((int(step), name))
         if bad:
             self._refuse(bad)
-        return last, mean
+        return last, {name: total[name] / count[name] for name in total}
 
     def _refuse(self, bad: list[tuple[int, str]]) -> None:
         step, name = min(bad)
         phase = "discriminator" if name.startswith("discriminator.") else "generator"
-        since = min(sums.since for sums in self._sums.values())
-        until = since + max(sums.count for sums in self._sums.values()) - 1
+        until = max(sums.last_step for sums in self._sums.values())
         raise NotANumberError(
-            f"{name} is not a finite number since step {step}, in the {phase} phase (steps {since} to "
-            f"{until} were looked at; not finite: {', '.join(sorted({term for _, term in bad}))}). Nothing "
-            "was saved after the last checkpoint: lower the learning rate, raise `epsilon` or take "
-            "`normalizer: ema` in the schedule, and resume from that checkpoint"
+            f"{name} is not a finite number since step {step}, in the {phase} phase (steps "
+            f"{self._first_step} to {until} were looked at; not finite: "
+            f"{', '.join(sorted({term for _, term in bad}))}). Nothing was saved after the last checkpoint: "
+            "lower the learning rate, raise `epsilon` or take `normalizer: ema` in the schedule, and resume "
+            "from that checkpoint"
         )
 
     def reset(self) -> None:
@@ -203,6 +215,15 @@ class Trainer:
     epoch: int = 0
     meter: TermMeter = field(default_factory=TermMeter)
 
+    def __post_init__(self) -> None:
+        """Refuse phases that are no step."""
+        updates = [phase.repeats for phase in self.task.phases if phase.role == "generator"]
+        if updates != [1]:
+            raise UserError(
+                f"task {self.task.name!r}: expected phases with exactly one generator update, since steps "
+                f"are counted by them, got {sum(updates)}; repeat the discriminator's phase instead"
+            )
+
     @property
     def step(self) -> int:
         """Generator updates done when the next epoch begins."""
@@ -220,11 +241,22 @@ class Trainer:
         self.supervision.discriminator.train()
         while self.epoch < self.epochs:
             report = self._run_epoch(raw)
-            metrics = self.observer.on_epoch(self, report)
+            with self.weights_as_seen(self.epoch):
+                metrics = self.observer.on_epoch(self, report)
             if self.scheduler:
                 self.scheduler.on_epoch_end(self.epoch, self.generator_optimizer, metrics=metrics)
             self.epoch += 1
             self.observer.on_epoch_closed(self, report)
+
+    @contextlib.contextmanager
+    def weights_as_seen(self, epoch: int) -> Iterator[None]:
+        """Show the generator inside the block as an epoch's steps see it.
+
+        Masks that act on the forward pass only are applied, and the weights beneath them come back.
+        """
+        show = getattr(self.scheduler, "masked_weights", None)
+        with contextlib.nullcontext() if show is None else show(epoch):
+            yield
 
     def _run_epoch(self, raw: Iterator[dict[str, Tensor]]) -> StepReport:
         started = time.perf_counter()
@@ -258,6 +290,7 @@ class Trainer:
         batch: Batch | None = None
         outputs: Outputs | None = None
         draw = 0
+        updated = False
         for phase in self.task.phases:
             for repeat in range(phase.repeats):
                 if batch is None or repeat > 0:
@@ -265,9 +298,9 @@ class Trainer:
                     draw += 1
                 if phase.role == "generator":
                     logged.update(self._generator_phase(batch, outputs, where))
-                    outputs = self.supervision.current_outputs
+                    outputs, updated = self.supervision.current_outputs, True
                 elif self.supervision.spec.train:
-                    outputs = outputs or self._generate(batch, with_graph=repeat == phase.repeats - 1)
+                    outputs = outputs or self._generate(batch, updated, repeat == phase.repeats - 1)
                     logged.update(self._discriminator_phase(batch, outputs))
         self.meter.add(logged, self.step + minibatch + 1)
 
@@ -275,9 +308,16 @@ class Trainer:
         batch = self.task.prepare(raw, generator_for(self.seed, "batch", step, draw))
         return {"dropout_seed": seed_for(self.seed, "dropout", step, draw), **batch}
 
-    def _generate(self, batch: Batch, with_graph: bool) -> Outputs:
-        """Return the student's pictures, with a graph where the generator's phase uses them again."""
-        with torch.set_grad_enabled(with_graph):
+    def _generate(self, batch: Batch, updated: bool, is_last: bool) -> Outputs:
+        """Return the student's pictures, with a graph where the generator's phase uses them again.
+
+        Before the step's generator update `on_minibatch_begin` has masked the weights; after it they may be
+        dense again.
+        """
+        if not updated:
+            with torch.set_grad_enabled(is_last):
+                return self.supervision.generate(batch)
+        with self.weights_as_seen(self.epoch), torch.no_grad():
             return self.supervision.generate(batch)
 
     def _discriminator_phase(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
