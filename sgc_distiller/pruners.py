@@ -111,7 +111,8 @@ class ElementPruner:
         """
         drop_count = int(self.target(param_name, meta) * param.numel())
         if drop_count > 0:
-            zeros_mask_dict[param_name].mask = keep_largest(param, drop_count)
+            masker = zeros_mask_dict[param_name]
+            masker.mask = keep_largest(param, drop_count, masker.mask)
 
 
 class SparsityLevelParameterPruner(ElementPruner):

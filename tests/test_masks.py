@@ -42,6 +42,21 @@ class TestKeepLargest:
         assert mask.tolist() == expected.tolist()
         assert mask.dtype == dtype
 
+    def test_what_is_pruned_never_comes_back(self, device: torch.device):
+        # 0 and 2 were pruned; 1 is 0 by chance: it has not been pruned, so it goes after them
+        weight = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.4], device=device)
+        mask = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=device)
+        assert keep_largest(weight, 1, mask).tolist() == [0, 1, 0, 1, 1]
+        assert keep_largest(weight, 2, mask).tolist() == [0, 1, 0, 1, 1]
+        assert keep_largest(weight, 3, mask).tolist() == [0, 0, 0, 1, 1]
+        assert keep_largest(weight, 4, mask).tolist() == [0, 0, 0, 1, 0]
+        assert keep_largest(weight, 1).tolist() == [0, 1, 1, 1, 1]
+
+    def test_what_was_masked_but_lives_may_come_back(self, device: torch.device):
+        weight = torch.tensor([3.0, 0.1, 2.0], device=device)
+        mask = torch.tensor([0.0, 1.0, 1.0], device=device)
+        assert keep_largest(weight, 1, mask).tolist() == [1, 0, 1]
+
     def test_order_is_that_of_indices_not_of_memory(self, device: torch.device):
         weight = torch.ones(2, 3, 2, 2, device=device).to(memory_format=torch.channels_last)
         mask = keep_largest(weight, 4)

@@ -166,6 +166,12 @@ class TestPruningPolicy:
         assert loop.epoch(0).mask == [0, 0, 0, 1]
         assert loop.epoch(3).mask == [0, 0, 0, 1]
 
+    def test_a_lower_target_brings_nothing_back(self, device: torch.device):
+        loop = Loop(device, (SparsityLevelParameterPruner("p", {"w": 0.75}), {}))
+        loop.scheduler.add_policy(PruningPolicy(SparsityLevelParameterPruner("q", {"w": 0.25})), epochs=[3])
+        assert loop.epoch(0).mask == [0, 0, 0, 1]
+        assert loop.epoch(3).mask == [0, 0, 0, 1]
+
     def test_a_step_before_the_first_epoch_began_is_refused(self, device: torch.device):
         loop = Loop(device, (Counting(), {}))
         with pytest.raises(
