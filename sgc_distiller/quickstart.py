@@ -50,7 +50,7 @@ ROWS = (
 )
 SIZES = {"image_size": 32, "channels": 1, "width": 32}
 DENSE = {"epochs": 12, "steps_per_epoch": 100, "epoch_images": 0}
-COMPRESSED: dict[str, Any] = {"epoch_images": 256}
+COMPRESSED: dict[str, Any] = {"steps_per_epoch": 20, "epoch_images": 256}
 SMOKE = {"epochs": 2, "steps_per_epoch": 2, "epoch_images": 64, "test_images": 128}
 
 
