@@ -77,3 +77,17 @@ def test_picture_distances() -> None:
     teacher, student = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.0, 1.0]])
     assert losses.picture_distance(teacher, student, "l1").item() == 1.5
     assert losses.picture_distance(teacher, student, "mse").item() == 2.5
+
+
+def test_distances_of_pictures_have_the_gradient_of_a_mean() -> None:
+    teacher, student = torch.tensor(_numbers(7, 3, 5)), torch.tensor(_numbers(8, 3, 5), requires_grad=True)
+    losses.picture_distance(teacher, student).backward()
+    expected = np.sign(student.detach().numpy() - teacher.numpy()) / 15
+    np.testing.assert_array_equal(student.grad.numpy(), expected)
+
+
+def test_distances_of_many_halves_stay_finite() -> None:
+    """Their sum, 131072, is more than a half can hold."""
+    half = torch.ones(2**17, dtype=torch.float16)
+    assert losses.picture_distance(half, torch.zeros_like(half)).item() == 1.0
+    assert losses.feature_distance([half], [0.5 * half], 1e-3).item() == pytest.approx(0.5)

