@@ -1,0 +1,87 @@
+"""The benchmarks run, and the arithmetic that they report is that of the paper's step; no time is judged."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def step_cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("step_cost")
+
+
+@pytest.fixture
+def mask_cost(step_cost: ModuleType) -> ModuleType:
+    return importlib.import_module("mask_cost")
+
+
+def test_arithmetic_of_a_dcgan_step_is_the_least_there_is(step_cost: ModuleType) -> None:
+    """Against multiply-adds an image that were counted independently, by another program.
+
+    The dense generator adds a forward pass of 0.1025 GMAC, the supervision two of the discriminator's too.
+    """
+    expected = {
+        "plain GAN step": 1.118,
+        "+ masks": 1.118,
+        "supervised, as in the paper": 1.424,
+        "supervised, recommended": 1.424,
+        "distillation of pixels": 1.118 + 0.1025,
+    }
+    gmac = {case: step_cost.flops_per_image(case, 64, 64) / 2e9 for case in step_cost.CASES}
+    assert gmac == pytest.approx(expected, rel=2e-3)
+    assert gmac["supervised, as in the paper"] / gmac["plain GAN step"] == pytest.approx(1.27, abs=0.02)
+
+
+def test_step_cost_writes_and_prints_every_case(
+    step_cost: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], device: torch.device
+) -> None:
+    results = tmp_path / "new" / "results.json"
+    sizes = ["--settings", "32x32", "--width", "4", "--batch-size", "2"]
+    amount = ["--rounds", "2", "--steps", "1", "--warm-up", "1"]
+    step_cost.main(["--device", str(device), *sizes, *amount, "--results", str(results)])
+    found = json.loads(results.read_text())
+    assert (found["rounds"], found["steps"]) == (2, 1)
+    (setting,) = found["settings"].values()
+    assert [row["case"] for row in setting["rows"]] == list(step_cost.CASES)
+    for row in setting["rows"]:
+        assert len(row["rounds"]["wall"]) == 2
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert (row["peak_bytes"] is not None) == (device.type == "cuda")
+    assert setting["rows"][0]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    printed = capsys.readouterr().out
+    assert all(f"| {case} |" in printed for case in step_cost.CASES)
+
+
+def test_ratios_compare_cases_within_a_round(step_cost: ModuleType) -> None:
+    assert step_cost.ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_mask_cost_compares_the_same_masks(
+    mask_cost: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+) -> None:
+    assert sum(torch.Size(shape).numel() for shape in mask_cost.CONVOLUTIONS) == 8_423_104  # StarGAN's
+    assert sum(p.numel() for p in mask_cost.Weights().parameters()) == 8_430_528
+    weight = torch.randn(4, 3, 2)
+    assert torch.equal(mask_cost.topk_mask(weight, 7), mask_cost.keep_largest(weight, 7))
+    monkeypatch.setattr(mask_cost, "CONVOLUTIONS", [(3, 2, 2, 2)] * 15)
+    results = tmp_path / "results.json"
+    mask_cost.main(["--device", str(device), "--rounds", "2", "--results", str(results)])
+    assert list(json.loads(results.read_text())["rows"]) == [
+        "apply in a step",
+        "compute, 50%",
+        "compute, 90%",
+    ]
+    assert "| apply in a step |" in capsys.readouterr().out
