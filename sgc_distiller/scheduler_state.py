@@ -33,14 +33,11 @@ class Entry:
         """Return how far the policy is."""
         return {
             "policy": type(self.policy).__name__,
-            "current_epoch": self.meta.get("current_epoch"),
             "state": self.policy.state_dict() if hasattr(self.policy, "state_dict") else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        if state["current_epoch"] is not None:
-            self.meta["current_epoch"] = state["current_epoch"]
         if state["state"] and hasattr(self.policy, "load_state_dict"):
             self.policy.load_state_dict(state["state"])
 

@@ -114,6 +114,20 @@ class TestPruningPolicy:
         assert loop.weight == [3, 3, 3, 3]
         assert first.asked == second.asked == [4, 8]  # both look at dense weights
 
+    def test_an_epoch_begins_and_ends_with_dense_weights_though_masks_were_applied(
+        self, device: torch.device
+    ):
+        args = {"mask_on_forward_only": True, "use_double_copies": True, "keep_mask": True}
+        pruner = Counting()
+        loop = Loop(device, (pruner, args))
+        for epoch in range(3):
+            loop.scheduler.on_epoch_begin(epoch)
+            loop.scheduler.zeros_mask_dict.apply()  # to look at something
+        assert pruner.asked == [4, 4, 4]
+        loop.scheduler.on_epoch_end(2)  # masks are lasting now: no copy may bring back the others
+        loop.scheduler.before_parameter_optimization(2, 0, 1, None)
+        assert loop.weight == [1, 1, 0, 0]
+
     def test_masks_between_epochs(self, device: torch.device):
         pruner = Counting()
         loop = Loop(device, (pruner, {"mini_batch_pruning_frequency": 3}))
@@ -160,11 +174,11 @@ class TestPruningPolicy:
         assert not loop.model["w"].requires_grad
 
     def test_levels_replace_those_of_the_pruner_for_good(self, device: torch.device):
-        pruner = SparsityLevelParameterPruner("p", {"w": 0.25})
-        loop = Loop(device, (pruner, {"levels": {"w": 0.75}}))
+        pruner = SparsityLevelParameterPruner("p", {"w": 0.75})
+        loop = Loop(device, (pruner, {"levels": {"w": 0.25}}))
         loop.scheduler.add_policy(PruningPolicy(pruner), epochs=[3])
-        assert loop.epoch(0).mask == [0, 0, 0, 1]
-        assert loop.epoch(3).mask == [0, 0, 0, 1]
+        assert loop.epoch(0).mask == [0, 1, 1, 1]
+        assert loop.epoch(3).mask == [0, 1, 1, 1]
 
     def test_a_lower_target_brings_nothing_back(self, device: torch.device):
         loop = Loop(device, (SparsityLevelParameterPruner("p", {"w": 0.75}), {}))

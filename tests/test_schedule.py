@@ -104,6 +104,9 @@ class TestReading:
             scheduler = dict_config(Network(), None, given)
             scheduler.on_epoch_begin(0)
         assert given == before
+        schedule = Schedule.from_dict(given)
+        given["pruners"]["p"]["levels"]["*"] = 0.9
+        assert schedule.sparsity_plan(Network())[0]["fc.weight"] == 0.5
         assert Schedule.from_dict(given).source == "<dict>"
         assert Schedule.from_dict(given).text == ""
 
@@ -124,9 +127,14 @@ class TestReading:
             weights: [fc.weight]
         policies:
         - &when {pruner: {instance_name: base}, starting_epoch: 0, ending_epoch: 3, frequency: 2}
-        - {<<: [*when], pruner: {instance_name: other}}
+        - {<<: [{frequency: 1}, *when], pruner: {instance_name: other}}
         """
         scheduler = file_config(Network(), None, write(tmp_path, text))
+        assert [len(scheduler.policies[epoch]) for epoch in range(3)] == [
+            2,
+            1,
+            2,
+        ]  # the first of the list counts
         first, second = (policy.pruner for policy in scheduler.policies[2])
         assert (first.initial_sparsity, first.final_sparsity, first.weights) == (0.1, 0.5, ["conv.weight"])
         assert (second.initial_sparsity, second.final_sparsity, second.weights) == (0.1, 0.9, ["fc.weight"])
