@@ -206,8 +206,9 @@ class _PlanState:
                 self.is_forward_only = pruning.mask_on_forward_only
             pruning.use_levels()
             meta = {**policy.meta, "current_epoch": epoch}
-            asked = {name: pruning.pruner.target(name, meta) for name in names}
-            self.levels.update({name: level for name, level in asked.items() if level > 0})
+            if hasattr(pruning.pruner, "target"):  # others cannot say in advance
+                asked = {name: pruning.pruner.target(name, meta) for name in names}
+                self.levels.update({name: level for name, level in asked.items() if level > 0})
         row = dict(self.levels) if active or not self.is_forward_only else {}
         for policy, pruning in active:
             if pruning.discard_masks_at_minibatch_end:

@@ -44,6 +44,11 @@ class InstanceSpec:
     arguments: Mapping[str, Any]
     node: Node = field(repr=False)
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether the object cannot be made without a model."""
+        return "model" in inspect.signature(self.kind).parameters
+
     def make(self, **given: Any) -> Any:
         """Return the object; ``given`` is passed on where its constructor takes it.
 
@@ -115,7 +120,7 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
     values = node.mapping("'class' and its arguments")
     if "class" not in values:
         raise node.error(f"Expected 'class', one of {', '.join(sorted(CLASSES[section]))}, got none.")
-    kind_name = values["class"].value
+    kind_name = values["class"].name("a class")
     for other, classes in CLASSES.items():
         if other != section and kind_name in classes and kind_name not in CLASSES[section]:
             raise values["class"].error(
@@ -133,7 +138,7 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
             raise node.error(f"Expected argument {key!r} of {kind_name}, got none.")
     arguments = {key: child.value for key, child in values.items() if key != "class"}
     spec = InstanceSpec(name, kind, arguments, node)
-    if section == "pruners":
+    if section == "pruners" and not spec.needs_model:
         spec.make(name=name)
     return spec
 
@@ -214,7 +219,7 @@ def _check_together(policy: PolicySpec, arguments: Node | None) -> None:
             rehearse(instance.kind, instance.arguments, policy.active)
     except UserError as error:
         raise instance.node.error(error) from error
-    if policy.section != "pruners":
+    if policy.section != "pruners" or instance.needs_model:
         return
     pruner = instance.make(name=instance.name)
     try:

@@ -136,7 +136,7 @@ def read_file(filename: str | Path) -> tuple[Node, str]:
     """
     path = Path(filename)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ScheduleError(
             f"Expected a schedule file, but there is none.{_nearest_file(path)}", source=str(path)
@@ -183,6 +183,8 @@ class _Reader:
             raise self._error(f"Expected plain YAML: {what}.", mark.line + 1 if mark else None) from error
         except yaml.YAMLError as error:
             raise self._error(f"Expected plain YAML: {error}.", None) from error
+        except RecursionError:
+            raise self._error("Expected a schedule, got one that is nested too deeply.", None) from None
         return Node(value, (), self.source, self.lines)
 
     def _error(self, problem: str, line: int | None, path: _Path = ()) -> ScheduleError:
@@ -200,9 +202,18 @@ class _Reader:
                 return self._mapping(node, path)
             if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
                 return [self._value(item, (*path, f"[{index}]")) for index, item in enumerate(node.value)]
-            return self._loader.construct_object(node, deep=True)
+            return self._scalar(node, path)
         finally:
             self._open.pop()
+
+    def _scalar(self, node: yaml.Node, path: _Path) -> Any:
+        try:
+            return self._loader.construct_object(node, deep=True)
+        except ValueError as error:  # such as a date that is none
+            line = node.start_mark.line + 1
+            raise self._error(
+                f"Expected a value of YAML, got {node.value!r}: {error}.", line, path
+            ) from error
 
     def _mapping(self, node: yaml.MappingNode, path: _Path) -> dict[str, Any]:
         values = {}

@@ -159,6 +159,31 @@ class TestReading:
         Schedule.from_dict({"pruners": pruners, "policies": []})
         assert "<dict>: pruners.p is declared, but no policy uses it" in caplog.text
 
+    def test_a_file_of_another_system_is_the_same(self, tmp_path: Path):
+        path = tmp_path / "schedule.yaml"
+        path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+        assert read_schedule(path).epochs == 5
+
+    def test_a_pruner_of_a_users_own(self, monkeypatch: pytest.MonkeyPatch):
+        class First:
+            def __init__(self, name: str, model: nn.Module, left: int) -> None:
+                self.name, self.model, self.left = name, model, left
+
+            def set_param_mask(self, param, param_name, zeros_mask_dict, meta):
+                zeros_mask_dict[param_name].mask = torch.zeros_like(param)
+
+        monkeypatch.setitem(CLASSES["pruners"], "First", First)
+        pruners = {"p": {"class": "First", "left": 3}}
+        policies = [{"pruner": {"instance_name": "p"}, "epochs": [0, 1]}]
+        schedule = Schedule.from_dict({"pruners": pruners, "policies": policies})
+        model = Network()
+        scheduler = schedule.build(model)
+        assert scheduler.policies[0][0].pruner.left == 3
+        scheduler.on_epoch_begin(0)
+        scheduler.mask_all_weights()
+        assert all((param == 0).all() for param in model.parameters())
+        assert schedule.sparsity_plan(model) == [{}, {}]
+
     def test_the_runtime_is_said(self, caplog: pytest.LogCaptureFixture):
         with caplog.at_level(logging.INFO):
             dict_config(Network(), None, {"policies": []})
@@ -174,6 +199,22 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "class of another section": (
         replaced("StepLR, step_size: 2, gamma: 1e-1", "AutomatedGradualPruner"),
         "6: lr_schedulers.decay.class: Expected a class for 'lr_schedulers'; AutomatedGradualPruner belongs under 'pruners'",
+    ),
+    "class is a list": (
+        replaced("StepLR", "[StepLR]"),
+        r"6: lr_schedulers.decay.class: Expected a class, got \['StepLR'\]",
+    ),
+    "a date that is none": (
+        replaced("gamma: 1e-1", "gamma: 2020-13-45"),
+        "6: lr_schedulers.decay.gamma: Expected a value of YAML, got '2020-13-45'",
+    ),
+    "a date": (
+        replaced("gamma: 1e-1", "gamma: 2020-12-24"),
+        "6: lr_schedulers.decay: Expected arguments that StepLR can use",
+    ),
+    "nested too deeply": (
+        "policies: " + 3000 * "[" + 3000 * "]",
+        "Expected a schedule, got one that is nested too deeply",
     ),
     "no class": (
         replaced("class: StepLR, ", ""),
