@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
+import argparse
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,13 @@ class Terminal:
         self._bar: Any = None
         self._first_epoch = 0
         self._header_shown = False
+        self._said: set[str] = set()
 
-    def note(self, text: str) -> None:
-        """Print one thing that matters."""
-        self.console.print(text, markup=False)
+    def note(self, text: str, once: bool = False) -> None:
+        """Print one thing that matters; with ``once`` only if it was not printed before."""
+        if not (once and text in self._said):
+            self.console.print(text, markup=False, soft_wrap=True)  # no line breaks inside of paths
+        self._said.add(text)
 
     def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         """Start the bar."""
@@ -205,78 +209,75 @@ def _guarded(action: Callable[[], None]) -> int:
     try:
         action()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; --resume-from RUN_FOLDER goes on after the last finished epoch", file=sys.stderr)
+    except OSError as error:  # a full disk, a missing permission
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if log.isEnabledFor(logging.DEBUG):
+            raise
+        print(f"error: {error}; -v shows where it happened", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted; {interrupt.args[0] if interrupt.args else 'begin again'}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
 def _sgc(argv: Sequence[str] | None) -> None:
     parsed = arguments.parse(arguments.sgc_parser(), argv)
-    terminal = Terminal()
     if parsed.command == "quickstart":
-        _quickstart(parsed, terminal)
-        return
-    given, options = _prepare(parsed)
-    if parsed.command == "evaluate":
-        terminal.result(evaluate(options, terminal), "")
-    elif parsed.command == "compress":
-        _compress(options, terminal, parsed.dry_run)
+        _quickstart(parsed, Terminal())
     else:
-        _refuse_schedule(given)
-        terminal.note(f"run folder: {options.folder}")
-        terminal.result(train(options, terminal), options.folder)
+        _act(parsed, compresses=parsed.command == "compress")
 
 
 def _compress_gan(argv: Sequence[str] | None) -> None:
-    parsed = arguments.parse(arguments.compress_gan_parser(), argv)
-    terminal = Terminal()
-    _, options = _prepare(parsed)
-    if parsed.evaluate:
-        terminal.result(evaluate(options, terminal), "")
-    elif options.schedule:
-        _compress(options, terminal, parsed.dry_run)
-    else:
-        terminal.note(f"run folder: {options.folder}")
-        terminal.result(train(options, terminal), options.folder)
+    _act(arguments.parse(arguments.compress_gan_parser(), argv), compresses=None)
 
 
-def _prepare(parsed: Any) -> tuple[Mapping[str, Any], Options]:
+def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
+    """Do what was asked for; ``compresses`` is ``None`` where the options tell whether to prune."""
     _set_up_logging(parsed.verbose)
-    name = parsed.name or datetime.datetime.now().strftime("%Y.%m.%d-%H%M%S")
-    given = arguments.given_options(parsed, Path(parsed.out_dir) / name)
+    terminal = Terminal()
+    given = arguments.given_options(parsed)
     if given.get("schedule"):
         given["schedule"] = str(find_schedule(given["schedule"]))
-    return given, resolve(given)
+    options = resolve(given)
+    if compresses is None:
+        compresses = options.schedule is not None
+    if arguments.is_evaluation(parsed):
+        terminal.result(evaluate(options, terminal), "")
+    elif parsed.dry_run:
+        if not compresses:
+            raise UserError("--dry-run prints what a schedule asks for: add --compress FILE, or leave it out")
+        terminal.plan(plan(options))
+    else:
+        _run(options, compresses, terminal)
+
+
+def _run(options: Options, compresses: bool, terminal: Terminal) -> None:
+    about = f"; schedule: {options.schedule}; runtime: built in" if compresses and options.schedule else ""
+    terminal.note(f"run folder: {options.folder}{about}")
+    try:
+        result = (compress if compresses else train)(options, terminal)
+    except KeyboardInterrupt:
+        if (Path(options.folder) / "checkpoint.pth.tar").is_file():
+            raise KeyboardInterrupt(
+                f"--resume-from {shlex.quote(options.folder)} goes on after the last finished epoch"
+            ) from None
+        raise
+    terminal.result(result, options.folder)
 
 
 def _set_up_logging(verbose: bool) -> None:
-    handler = RichHandler(console=RichConsole(stderr=True), show_path=False, show_time=False)
+    console = RichConsole(stderr=True)
+    if not console.is_terminal:
+        console = RichConsole(stderr=True, width=_WIDTH)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _refuse_schedule(given: Mapping[str, Any]) -> None:
-    for name, flag in (
-        ("schedule", "--compress"),
-        ("prune_only", "--prune-only"),
-        ("distill_weight", "--kd-distill-wt"),
-    ):
-        if given.get(name):
-            raise UserError(f"`sgc train` trains a dense GAN, which {flag} is not for; use `sgc compress`")
-
-
-def _compress(options: Options, terminal: Terminal, dry_run: bool) -> None:
-    if dry_run:
-        terminal.plan(plan(options))
-        return
-    terminal.note(f"run folder: {options.folder}; schedule: {options.schedule}; runtime: built in")
-    terminal.result(compress(options, terminal), options.folder)
 
 
 def _quickstart(parsed: Any, terminal: Terminal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from sgc_distiller._version import __version__
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.tasks import TASKS
 
-__all__ = ["compress_gan_parser", "given_options", "sgc_parser"]
+__all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser"]
 
 _LATER = "this version does not offer it"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
@@ -148,7 +149,7 @@ def _add_starting_points(parser: Parser) -> None:
     add("--resume-from", metavar="PATH", help="continue the run of this checkpoint or folder")
     add("--exp-load-weights-from", dest="weights_from", metavar="PATH", help="begin from these weights")
     add("--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file")
-    add("--reset-optimizer", action="store_true", help="with --resume-from: fresh optimizers, epoch 0")
+    add("--reset-optimizer", action="store_true", help="with --resume-from: new run, its weights")
     add("--save-untrained-model", dest="save_untrained", action="store_true", help="before the first step")
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
     add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
@@ -188,7 +189,7 @@ def _add_metrics(parser: Parser) -> None:
 
 def _add_surroundings(parser: Parser) -> None:
     add = parser.add_argument_group("folder, output, device").add_argument
-    add("-o", "--out-dir", default="logs", metavar="DIR", help="folder of all runs")
+    add("-o", "--out-dir", default=None, metavar="DIR", help="folder of all runs (default: logs)")
     add("-n", "--name", default=None, metavar="NAME", help="this run's folder (default: date and time)")
     add("-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports")
     add("-v", "--verbose", action="store_true", default=False, help="debugging messages")
@@ -202,22 +203,29 @@ _TASK_OPTIONS = ("image_size", "channels", "width")
 _NOT_OPTIONS = ("command", "evaluate", "out_dir", "name", "verbose", "gpus", "cpu", "dry_run")
 
 
-def given_options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a person gave, by the names of `sgc_distiller.settings.Options`.
 
     Args:
         arguments: What a parser of this module returned.
-        folder: The run folder, unless a run is resumed, which goes on in its own.
 
     Raises:
-        UserError: If ``--gpus`` names more than one GPU, or ``--cpu`` stands beside it.
+        UserError: If ``--gpus`` names more than one GPU, ``--cpu`` stands beside it, or a run that goes on in
+            its own folder is given another one.
     """
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
     sizes = {name: given.pop(name) for name in _TASK_OPTIONS if name in given}
     if sizes:
         given["task_options"] = sizes
-    if "resume_from" not in given:
-        given["folder"] = str(folder)
+    named = arguments.name is not None or arguments.out_dir is not None
+    if "resume_from" not in given or "reset_optimizer" in given:
+        name = arguments.name or datetime.datetime.now().strftime("%Y.%m.%d-%H%M%S")
+        given["folder"] = str(Path(arguments.out_dir or "logs") / name)
+    elif named and not is_evaluation(arguments):
+        raise UserError(
+            "--resume-from goes on in the run's own folder: leave out -n and -o, or begin a new run from its "
+            "weights with --reset-optimizer"
+        )
     if arguments.cpu and arguments.gpus is not None:
         raise UserError("--cpu and --gpus exclude each other; give one of them")
     if arguments.cpu:
@@ -227,6 +235,11 @@ def given_options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
             raise UserError(f"--gpus: expected the number of one GPU, got {arguments.gpus!r}; a run uses one")
         given["device"] = f"cuda:{arguments.gpus}"
     return given
+
+
+def is_evaluation(arguments: argparse.Namespace) -> bool:
+    """Return whether a checkpoint is to be measured and nothing else."""
+    return bool(getattr(arguments, "evaluate", False)) or getattr(arguments, "command", "") == "evaluate"
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,7 @@ class Run:
         self.console: Console = console or Quiet()
         self.device = pick_device(options.device)
         if options.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it on a GPU
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.schedule: Schedule | None = read_schedule(options.schedule) if options.schedule else None
@@ -82,10 +84,15 @@ class Run:
             torch.manual_seed(seed_for(self.options.seed, "initialise", role))
             return self.task.build(role, width).to(self.device)
 
-    def optimizer(self, role: Role, network: nn.Module) -> torch.optim.Optimizer:
-        """Return the task's optimiser with this run's learning rate and weight decay."""
-        lr = self.options.lr if self.options.lr is not None else self.gan.lr
-        optimizer = self.task.optimizer(role, network, lr)
+    def optimizer(self, role: Role, network: nn.Module, lr: float | None) -> torch.optim.Optimizer:
+        """Return the task's optimiser with this run's weight decay.
+
+        Args:
+            role: Which network it is for.
+            network: The network.
+            lr: Learning rate that the options name, ``None`` for the schedule's, else the baseline's.
+        """
+        optimizer = self.task.optimizer(role, network, self.gan.lr if lr is None else lr)
         for group in optimizer.param_groups:
             group["weight_decay"] = self.options.weight_decay
         return optimizer
@@ -96,7 +103,7 @@ class Run:
         weights = self.options.extractor_weights
         extractor = load_extractor(self.options.extractor, Path(weights) if weights else None, self.device)
         if extractor.note:
-            self.console.note(extractor.note)
+            self.console.note(extractor.note, once=True)
         return extractor
 
     def metric(self, split: Literal["train", "test"]) -> GeneratorMetric:
@@ -117,14 +124,14 @@ class Run:
         rows = [row for row in sparsity_table(generator) if row["name"] in set(prunable_names(generator))]
         dense = sum(row["dense"] for row in rows)
         last = plan[-1] if plan else {}
-        count = max(1, round(self.options.test_images * self.options.test_size))
+        metrics = self.measure(self.metric("test"), generator, self.options.images_for_result)
         return {
             "kind": "result",
             "task": self.task.name,
             "method": method,
             "sparsity_asked": sum(last.get(row["name"], 0.0) * row["dense"] for row in rows) / dense,
             "sparsity": 1.0 - sum(row["nonzero"] for row in rows) / dense,
-            "metrics": [metric_record(item) for item in self.measure(self.metric("test"), generator, count)],
+            "metrics": [metric_record(item) for item in metrics],
             "seed": self.options.seed,
             "nonzero": sum(row["nonzero"] for row in rows),
             "weights": dense,

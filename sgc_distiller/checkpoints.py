@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.names import canonical
-from sgc_distiller.runs import RunFolder, atomic_write
+from sgc_distiller.runs import RunFolder, atomic_file
 
 __all__ = [
     "find_checkpoint",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint through a temporary file, flushed and renamed.
+    """Write a checkpoint whole or not at all: through a temporary file, flushed and renamed.
 
     Args:
         path: Where to.
@@ -37,19 +37,23 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         NotANumberError: If a tensor in it is not finite; nothing is written then.
     """
-    bad = [
-        name
-        for name, tensor in _tensors(content)
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
+    bad = _not_finite(content)
     if bad:
         raise NotANumberError(
             f"{path.name}: not written, since {len(bad)} tensors hold values that are not finite, the first "
             f"{bad[0]}; earlier checkpoints are intact. Lower the learning rate and resume from the last one"
         )
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        torch.save(dict(content), file)
+
+
+def _not_finite(content: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors that hold infinity or not-a-number."""
+    return [
+        name
+        for name, tensor in _tensors(content)
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
 
 
 def _tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
@@ -76,7 +80,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if inside.is_file():
             return inside
         raise UserError(
-            f"{path}: expected {inside.name} in this folder; name a run folder or a checkpoint file"
+            f"{path}: expected {inside.name} in this folder, got none; name a run folder or a checkpoint "
+            "file. A run that was stopped before its first step has none: begin it again"
         )
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint or a run folder, such as logs/<run>")
@@ -94,20 +99,14 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """
     path = find_checkpoint(path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on files that it then refuses
+            content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged files make torch raise nearly anything
         raise UserError(
-            f"{path}: cannot be read as a checkpoint ({reason}); expected a file written by torch.save that "
-            "holds tensors, numbers and strings only. Take another checkpoint, or save its state_dict() anew"
+            f"{path}: cannot be read as a checkpoint ({_reason(path, error)}); expected a file written by "
+            "torch.save that holds tensors, numbers and strings only. Take another checkpoint, or save its "
+            "state_dict() anew"
         ) from None
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path}: expected a checkpoint or a state dictionary, got {type(content).__name__}")
@@ -121,6 +120,18 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     )
 
 
+def _reason(path: Path, error: Exception) -> str:
+    """Return in a few words why a file could not be loaded; torch's own text recommends to run its code."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if path.stat().st_size == 0:
+        return "it is empty"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if named:
+        return f"it holds a {named.group(1)}, which could run code"
+    return "it is damaged or of another kind"
+
+
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dictionary without the names that wrappers add (``module.``, ``_orig_mod.``)."""
     return {canonical(name): tensor for name, tensor in state.items()}
@@ -131,12 +142,15 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 
     Args:
         network: Where to.
-        state: State dictionary; the prefixes of wrappers are ignored on both sides.
+        state: State dictionary; the prefixes of wrappers are ignored on both sides, and norms may lack
+            ``num_batches_tracked``, as those of torch before 0.4.1 do.
         what: For the error: the file and the network's role.
 
     Raises:
-        UserError: If names or shapes differ; the first differences are named.
+        UserError: If names or shapes differ, or values are not finite; the first of them are named.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{what}: expected tensors by name, got something else; take another checkpoint")
     own = network.state_dict()
     by_plain_name = {canonical(name): name for name in own}
     given = plain_names(state)
@@ -157,6 +171,12 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         raise UserError(
             f"{what}: these are the weights of another network ({'; '.join(problems)}); give the checkpoint "
             "of this task and size, or set the task, --image-size, --channels and --width to its own"
+        )
+    bad = _not_finite(state)
+    if bad:
+        raise UserError(
+            f"{what}: {len(bad)} tensors hold values that are not finite, the first {bad[0]}; take an "
+            "earlier checkpoint"
         )
     network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
 

@@ -27,13 +27,18 @@ Record = dict[str, Any]
 
 
 def train(options: Options, console: Console | None = None) -> Record:
-    """Train a dense GAN and return its result record; checkpoint and report are in the run folder."""
+    """Train a dense GAN and return its result record; checkpoint and report are in the run folder.
+
+    Raises:
+        UserError: If the options ask for what only compressing does, or cannot be used.
+    """
+    _refuse_compression(options)
     run = Run(options, console)
     generator, discriminator = run.build("generator"), run.build("discriminator")
     if options.weights_from:
         _load_start(run, generator, discriminator, options.weights_from)
     supervision = Supervision(run.task, generator, discriminator)
-    return Session(run, supervision, teacher_hash=None).execute()
+    return Session(run, supervision).execute()
 
 
 def compress(options: Options, console: Console | None = None) -> Record:
@@ -42,26 +47,31 @@ def compress(options: Options, console: Console | None = None) -> Record:
     Raises:
         UserError: If the options name no schedule or no trained generator.
     """
+    run, supervision, teacher_hash = _compression(options, console)
+    return Session(run, supervision, teacher_hash if options.continues else None).execute()
+
+
+def _compression(options: Options, console: Console | None) -> tuple[Run, Supervision, str | None]:
+    """Return a run, its networks with their weights, and the hash of its teacher's file, if resumed."""
     _require_schedule(options)
     run = Run(options, console)
     teacher = run.build("generator")
     discriminator = run.build("discriminator")
+    teacher_hash = None
     if options.resume_from:
         teacher_hash = _load_kept_teacher(run, teacher)
     else:
         wanted = discriminator if run.gan.discriminator.init == "pretrained" else None
         _load_start(run, teacher, wanted, _trained_generator(options))
-        teacher_hash = _keep_teacher(run, teacher)
-    student = _build_student(run, teacher)
     supervision = Supervision(
         run.task,
-        student,
+        _build_student(run, teacher),
         discriminator,
         teacher,
         objective=run.gan.objective,
         discriminator_spec=run.gan.discriminator,
     )
-    return Session(run, supervision, teacher_hash).execute()
+    return run, supervision, teacher_hash
 
 
 def evaluate(options: Options, console: Console | None = None) -> Record:
@@ -82,25 +92,43 @@ def evaluate(options: Options, console: Console | None = None) -> Record:
 
 
 def plan(options: Options) -> Record:
-    """Return what `compress` would do, without doing it.
+    """Return what `compress` would do, without doing it; a trained generator need not be there yet.
 
     Returns:
         ``schedule`` (its text), ``epochs``, ``steps_per_epoch``, ``layers`` (rows of the sparsity table) and
         ``asked``: for each epoch, the sparsity asked of each layer.
     """
-    _require_schedule(options)
-    run = Run(options)
-    student = run.build("generator", run.gan.student.width)
-    supervision = Supervision(run.task, student, run.build("discriminator"))
+    if options.weights_from or options.resume_from:
+        run, supervision, _ = _compression(options, None)
+    else:
+        _require_schedule(options)
+        run = Run(options)
+        networks = run.build("generator", run.gan.student.width), run.build("discriminator")
+        supervision = Supervision(run.task, *networks, run.build("generator"))
+    session = Session(run, supervision)
+    session.build_scheduler()  # finds the mistakes that show with a model only
+    student = supervision.generator
     assert run.schedule is not None
-    assert supervision.generator is student
     return {
         "schedule": run.schedule.text,
         "epochs": run.epochs,
         "steps_per_epoch": run.steps_per_epoch,
         "layers": [row for row in sparsity_table(student) if row["name"] in set(prunable_names(student))],
-        "asked": run.schedule.sparsity_plan(student),
+        "asked": session.plan,
     }
+
+
+def _refuse_compression(options: Options) -> None:
+    for name, flag in (
+        (options.schedule, "--compress"),
+        (options.prune_only, "--prune-only"),
+        (options.distill_weight is not None, "--kd-distill-wt"),
+    ):
+        if name:
+            raise UserError(
+                f"training a dense GAN has no use for {flag}: to prune a trained one, give --compress and "
+                "--exp-load-weights-from (or --resume-from); `sgc` calls it `sgc compress`"
+            )
 
 
 def _require_schedule(options: Options) -> None:
@@ -145,22 +173,20 @@ def _load_start(run: Run, generator: nn.Module, discriminator: nn.Module | None,
     checkpoints.load_weights(discriminator, state, f"{other or source}, discriminator")
 
 
-def _keep_teacher(run: Run, teacher: nn.Module) -> str:
-    """Copy the teacher into the run folder, once, and return the file's SHA-256."""
-    file = RunFolder(run.options.folder).teacher_file
-    content = {"arch": run.task.name, "task_options": run.task.options, "state_dict": teacher.state_dict()}
-    checkpoints.save_checkpoint(file, content)
-    return checkpoints.sha256(file)
-
-
 def _load_kept_teacher(run: Run, teacher: nn.Module) -> str:
     """Load the teacher that the run began with; another one is refused."""
-    file = RunFolder(run.options.folder, create=False).teacher_file
-    wanted = str(resumable(run)["teacher_sha256"])
+    checkpoint = checkpoints.find_checkpoint(str(run.options.resume_from))
+    wanted = resumable(run)["teacher_sha256"]
+    if wanted is None:
+        raise UserError(
+            f"{checkpoint}: is of a run that trained a dense GAN; to prune its generator, begin a run with "
+            "--exp-load-weights-from in the place of --resume-from"
+        )
+    file = RunFolder(checkpoint.parent, create=False).teacher_file
     if not file.is_file() or checkpoints.sha256(file) != wanted:
         raise UserError(
             f"{file}: expected the dense generator that this run began with (SHA-256 {wanted[:12]}...), got "
             f"{'another file' if file.is_file() else 'no such file'}; put it back, or begin a new run"
         )
     checkpoints.load_weights(teacher, checkpoints.load_checkpoint(file, run.device)["state_dict"], str(file))
-    return wanted
+    return str(wanted)

@@ -309,7 +309,6 @@ def load_extractor(
                 f"For Inception, put {INCEPTION_URL} there, or ask for the extractor 'inception', which "
                 "downloads it."
             )
-            log.info(extractor.note)
     else:
         names = ("auto", "digits", "inception")
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgc_distiller import checkpoints, pictures
+from sgc_distiller import checkpoints, pictures, wording
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.metrics import MetricResult
 from sgc_distiller.runs import RunFolder
@@ -28,8 +29,8 @@ Evaluate = Callable[[torch.nn.Module], list[MetricResult]]
 class Console(Protocol):
     """Where a person follows a run; the command line prints, a program may keep quiet."""
 
-    def note(self, text: str) -> None:
-        """Say one thing that matters."""
+    def note(self, text: str, once: bool = False) -> None:
+        """Say one thing that matters; with ``once`` only if it was not said before."""
 
     def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
         """Hear that training begins."""
@@ -50,7 +51,7 @@ class Console(Protocol):
 class Quiet:
     """A `Console` that says nothing."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, once: bool = False) -> None:
         """Say nothing."""
 
     def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
@@ -142,7 +143,7 @@ class Recorder:
         self._draw(trainer, report.epoch)
         self.console.epoch(record, trainer.epochs)
         if self.masks_sparsity:
-            self.console.layers(f"Masks after epoch {report.epoch}", rows)
+            self.console.layers(f"Masks after epoch {report.epoch + 1}/{trainer.epochs}", rows)
         if results:
             self._score(record)
             first = results[0]
@@ -150,27 +151,56 @@ class Recorder:
         return {"min": report.means["generator.loss"]}
 
     def on_epoch_closed(self, trainer: Trainer, report: StepReport) -> None:
-        """Write the checkpoint, and the best one if this epoch is the best so far."""
+        """Write the checkpoint, and the best one if this epoch is the best so far.
+
+        The best one goes first: a run that is stopped between the two repeats the epoch and writes both.
+        """
         content = self.checkpoint(trainer)
-        checkpoints.save_checkpoint(self.folder.checkpoint_file, content)
         if self.scores and self.scores[0]["epoch"] == report.epoch:
             checkpoints.save_checkpoint(self.folder.best_file, content)
+        checkpoints.save_checkpoint(self.folder.checkpoint_file, content)
+
+    def on_pruned(self, trainer: Trainer) -> None:
+        """Record and draw a generator that was pruned without training."""
+        generator = trainer.supervision.generator
+        rows = self.layer_rows(generator, trainer.epochs - 1)
+        self.folder.log({"kind": "layers", "step": trainer.step, "layers": rows})
+        self._draw(trainer, None)
 
     def checkpoint(self, trainer: Trainer) -> Record:
-        """Return everything that a resumed run needs, under Distiller's keys and ours."""
+        """Return everything that a resumed run needs, under Distiller's keys and ours.
+
+        ``state_dict`` is the generator as it draws, masks applied. Where they are applied on the forward pass
+        only, ``dense_weights`` holds the weights beneath, which training goes on with.
+        """
         supervision, scheduler = trainer.supervision, trainer.scheduler
+        kept = _copy(supervision.generator)
+        with trainer.weights_as_seen(trainer.epoch - 1):
+            seen = _copy(supervision.generator)
         return {
             "epoch": trainer.epoch - 1,
             "arch": trainer.task.name,
-            "state_dict": supervision.generator.state_dict(),
+            "state_dict": seen,
+            "dense_weights": {n: value for n, value in kept.items() if not torch.equal(value, seen[n])},
             "optimizer_state_dict": trainer.generator_optimizer.state_dict(),
             "compression_sched": scheduler.state_dict() if scheduler else None,  # type: ignore[attr-defined]
-            "extras": {"scores": self.scores[: self.best_count]},
+            "extras": {"scores": self.scores},
             "step": trainer.step,
             "discriminator_state_dict": supervision.discriminator.state_dict(),
             "discriminator_optimizer_state_dict": trainer.discriminator_optimizer.state_dict(),
             **self.state(trainer),
         }
+
+    def best_epochs(self, epochs: int) -> str:
+        """Return which epochs were the best, for a person; an empty string if none was measured."""
+        if not self.scores:
+            return ""
+        named = wording.short_name(self.scores[0]["metrics"][0])
+        values = [
+            f"{score['epoch'] + 1}/{epochs} ({wording.number(score['metrics'][0]['value'])})"
+            for score in self.scores
+        ]
+        return f"best epoch{'s' if len(values) > 1 else ''} by {named}: {', '.join(values)}"
 
     def layer_rows(self, generator: torch.nn.Module, epoch: int) -> list[Record]:
         """Return the sparsity of every weight, asked and reached."""
@@ -191,14 +221,17 @@ class Recorder:
         self.scores.append(
             {"epoch": record["epoch"], "sparsity": record["sparsity"], "metrics": record["metrics"]}
         )
-        self.scores.sort(key=lambda score: (score["metrics"][0]["value"], score["epoch"]))
+        self.scores.sort(key=_rank)
         del self.scores[max(self.best_count, 1) :]
 
-    def _draw(self, trainer: Trainer, epoch: int) -> None:
+    def _draw(self, trainer: Trainer, epoch: int | None) -> None:
         supervision = trainer.supervision
         sparse = self.draw(trainer, supervision.generator)
-        self.folder.samples.mkdir(exist_ok=True)
-        pictures.save_grid(sparse[:16], self.folder.epoch_sample(epoch), columns=16)
+        strips = [self.folder.samples / "strip.png"]
+        if epoch is not None:
+            strips.append(self.folder.epoch_sample(epoch))
+        for file in strips:
+            pictures.save_grid(sparse[:16], file, columns=16)
         if supervision.teacher is not None:
             pictures.save_comparison(self.draw(trainer, supervision.teacher), sparse, self.folder.samples)
         else:
@@ -210,6 +243,16 @@ class Recorder:
         return torch.cat(list(chunks)).cpu()
 
 
+def _copy(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _rank(score: Record) -> tuple[float, int]:
+    """Return a key that sorts the best epoch first, of equal ones the earlier."""
+    first = score["metrics"][0]
+    return (-first["value"] if wording.higher_is_better(first) else first["value"], score["epoch"])
+
+
 def metric_record(result: MetricResult) -> Record:
     """Return a metric as it is written into records."""
-    return {"name": result.name, "value": result.value, "low": result.low, "high": result.high}
+    return dataclasses.asdict(result)

@@ -116,7 +116,7 @@ class Schedule:
         log.info("The schedule %s runs in sgc_distiller's own runtime.", self.source)
         return added
 
-    def sparsity_plan(self, model: nn.Module) -> list[dict[str, float]]:
+    def sparsity_plan(self, model: nn.Module, epochs: int | None = None) -> list[dict[str, float]]:
         """Return the sparsity that is asked of each pruned parameter in each epoch.
 
         Masks stay after the last epoch of their policy. Where they are used on the forward pass only, an
@@ -125,9 +125,10 @@ class Schedule:
 
         Args:
             model: The model that is to be compressed.
+            epochs: How many epochs to plan; by default as many as the schedule needs.
 
         Returns:
-            For each of ``epochs`` epochs the sparsities in [0, 1] by parameter name, for all parameters that
+            For each epoch the sparsities in [0, 1] by parameter name, for all parameters that
             are ever pruned.
         """
         made: dict[int, Any] = {}
@@ -137,7 +138,7 @@ class Schedule:
         names = [name for name, _ in model.named_parameters()]
         plan: list[dict[str, float]] = []
         state = _PlanState()
-        for epoch in range(self.epochs):
+        for epoch in range(self.epochs if epochs is None else epochs):
             plan.append(state.next_epoch(epoch, entries, names))
         pruned = {name for row in plan for name, level in row.items() if level > 0}
         return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from sgc_distiller import checkpoints
 from sgc_distiller.assembly import Run
@@ -18,6 +22,7 @@ from sgc_distiller.runs import RunFolder
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.seeding import seed_for
 from sgc_distiller.supervision import Supervision
+from sgc_distiller.tasks.base import Role
 from sgc_distiller.training import Trainer
 
 __all__ = ["Session", "resumable"]
@@ -44,6 +49,13 @@ def resumable(run: Run) -> Record:
         raise UserError(
             f"{path}: is a checkpoint of {content.get('arch')!r}, expected {run.task.name!r}; set -a"
         )
+    steps = (content["epoch"] + 1) * run.steps_per_epoch
+    if run.options.continues and content["step"] != steps:
+        raise UserError(
+            f"{path}: was trained for {content['step']} steps in {content['epoch'] + 1} epochs, got "
+            f"{run.steps_per_epoch} steps an epoch; a run that is resumed keeps its own, so leave "
+            "--steps-per-epoch out, or begin a new run from its weights with --reset-optimizer"
+        )
     return content
 
 
@@ -53,58 +65,57 @@ class Session:
     Args:
         run: What the run consists of.
         supervision: Its networks.
-        teacher_hash: SHA-256 of the teacher's file, for runs that have one.
+        teacher_hash: SHA-256 of the teacher's file in the run folder, for a run that goes on.
     """
 
-    def __init__(self, run: Run, supervision: Supervision, teacher_hash: str | None) -> None:
+    folder: RunFolder
+
+    def __init__(self, run: Run, supervision: Supervision, teacher_hash: str | None = None) -> None:
         self.run = run
         self.supervision = supervision
         self.teacher_hash = teacher_hash
         options = run.options
         self.method = options.method or (Path(options.schedule).stem if options.schedule else "dense")
-        self.generator_optimizer = run.optimizer("generator", supervision.generator)
-        self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator)
+        self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
+        self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
         self.plan: list[dict[str, float]] = []
         if run.schedule:
-            self.plan = run.schedule.sparsity_plan(supervision.generator)
-        self.folder = RunFolder(options.folder)
+            self.plan = run.schedule.sparsity_plan(supervision.generator, run.epochs)
+        self.config = {
+            **dataclasses.asdict(options),
+            "method": self.method,
+            "steps_per_epoch": run.steps_per_epoch,
+            "epochs": run.epochs,
+            "task_options": dict(run.task.options),
+        }
 
     def execute(self) -> Record:
-        """Train, measure and report; return the result record."""
-        run, folder = self.run, self.folder
-        resumed = resumable(run) if run.options.resume_from else None
-        self._refuse_used_folder(resumed)
-        scheduler = self._build_scheduler()
-        first_epoch = self._restore(resumed, scheduler) if resumed else 0
-        folder.rewind(first_epoch * run.steps_per_epoch)
-        self._write_header()
-        recorder = self._recorder(resumed)
-        trainer = self._trainer(recorder, scheduler, first_epoch)
-        if run.options.save_untrained and first_epoch == 0:
-            checkpoints.save_checkpoint(folder.path / "untrained.pth.tar", recorder.checkpoint(trainer))
-        self._log_dense_result()
-        if run.options.prune_only:
-            self._prune_only(scheduler)
-        else:
-            run.console.start(run.epochs, run.steps_per_epoch, first_epoch)
-            trainer.run()
-            run.console.finish()
-        checkpoints.save_checkpoint(folder.checkpoint_file, recorder.checkpoint(trainer))
-        seconds = sum(record["seconds"] for record in folder.records("epoch"))
-        result = run.result(
-            self.supervision.generator,
-            self.method,
-            self.plan,
-            seconds=seconds,
-            steps=trainer.step,
-            checkpoint=str(folder.checkpoint_file),
-        )
-        folder.log(result)
-        folder.close()
-        write_report(folder.path)
-        return result
+        """Train, measure and report; return the result record.
 
-    def _build_scheduler(self) -> CompressionScheduler | None:
+        Everything is checked before the first file is written. A run that has finished is left as it is.
+
+        Raises:
+            UserError: If the settings cannot be used, or the folder holds another run.
+        """
+        run, options = self.run, self.run.options
+        if not options.continues:
+            _refuse_used_folder(Path(options.folder))
+        resumed = resumable(run) if options.resume_from else None
+        scheduler = self.build_scheduler()
+        first_epoch = self._restore(resumed, scheduler) if resumed else 0
+        finished = self._finished(first_epoch) if options.continues else None
+        if finished is not None:
+            return finished
+        run.metric("test")  # what it lacks shows now and not after the training
+        self.folder = RunFolder(options.folder)
+        try:
+            return self._execute(resumed, scheduler, first_epoch)
+        finally:
+            run.console.finish()
+            self.folder.close()
+
+    def build_scheduler(self) -> CompressionScheduler | None:
+        """Return the schedule's scheduler for this run's networks, ``None`` where there is no schedule."""
         run, options = self.run, self.run.options
         if run.schedule is None:
             return None
@@ -117,15 +128,98 @@ class Session:
             scheduler.add_policy(policy, starting_epoch=0, ending_epoch=run.epochs, frequency=1)
         return scheduler
 
+    def _execute(
+        self, resumed: Record | None, scheduler: CompressionScheduler | None, first_epoch: int
+    ) -> Record:
+        run = self.run
+        recorder = self._recorder(resumed)
+        trainer = self._trainer(recorder, scheduler, first_epoch)
+        self._open_folder(recorder, trainer)
+        self._log_dense_result()
+        if run.options.prune_only:
+            self._prune_only(scheduler)
+            recorder.on_pruned(trainer)
+            checkpoints.save_checkpoint(self.folder.checkpoint_file, recorder.checkpoint(trainer))
+        else:
+            run.console.start(run.epochs, run.steps_per_epoch, first_epoch)
+            trainer.run()
+            run.console.finish()
+        return self._conclude(recorder, trainer)
+
+    def _open_folder(self, recorder: Recorder, trainer: Trainer) -> None:
+        """Write what a run is resumed from; a folder that has the checkpoint, the last file, has it all."""
+        run, folder = self.run, self.folder
+        if self.supervision.teacher is not None and self.teacher_hash is None:
+            self._keep_teacher(self.supervision.teacher)
+        folder.rewind(trainer.step if run.options.continues else -1)
+        folder.write_config(self.config)
+        folder.write_environment(run.device)
+        if run.schedule:
+            folder.write_schedule(run.schedule.text)
+        content = recorder.checkpoint(trainer)
+        if run.options.save_untrained and not run.options.continues:
+            checkpoints.save_checkpoint(folder.path / "untrained.pth.tar", content)
+        checkpoints.save_checkpoint(folder.checkpoint_file, content)
+
+    def _keep_teacher(self, teacher: nn.Module) -> None:
+        """Copy the teacher into the run folder and note the file's SHA-256."""
+        task = self.run.task
+        content = {"arch": task.name, "task_options": task.options, "state_dict": teacher.state_dict()}
+        checkpoints.save_checkpoint(self.folder.teacher_file, content)
+        self.teacher_hash = checkpoints.sha256(self.folder.teacher_file)
+
+    def _conclude(self, recorder: Recorder, trainer: Trainer) -> Record:
+        """Measure the result, record it and write the report."""
+        run, folder = self.run, self.folder
+        seconds = sum(record["seconds"] for record in folder.records("epoch"))
+        with trainer.weights_as_seen(trainer.epoch - 1):
+            result = run.result(
+                self.supervision.generator,
+                self.method,
+                self.plan,
+                seconds=seconds,
+                steps=trainer.step,
+                checkpoint=str(folder.checkpoint_file),
+                best_epochs=recorder.scores,
+            )
+        folder.log(result)
+        folder.close()
+        best = recorder.best_epochs(run.epochs)
+        if best:
+            run.console.note(best)
+        write_report(folder.path)
+        return result
+
+    def _finished(self, first_epoch: int) -> Record | None:
+        """Return the result of a run that has nothing left to do, ``None`` for another."""
+        run = self.run
+        folder = RunFolder(run.options.folder, create=False)
+        own = [
+            record
+            for record in folder.records("result")
+            if Path(record["checkpoint"]).name == folder.checkpoint_file.name
+            and record["steps"] == first_epoch * run.steps_per_epoch
+        ]
+        if not own or (first_epoch < run.epochs and not run.options.prune_only):
+            return None
+        if not folder.report_file.is_file():
+            write_report(folder.path)
+        run.console.note(
+            f"{folder.path}: this run has finished, nothing is changed. More --epochs would go on with it, "
+            "--reset-optimizer begins a new run from its weights"
+        )
+        return own[-1]
+
     def _restore(self, checkpoint: Record, scheduler: CompressionScheduler | None) -> int:
         """Load the checkpoint's networks, optimisers and masks; return the epoch to go on with."""
         path = str(self.run.options.resume_from)
-        supervision = self.supervision
+        supervision, goes_on = self.supervision, self.run.options.continues
+        weights = {**checkpoint["state_dict"], **(checkpoint.get("dense_weights", {}) if goes_on else {})}
         judge = checkpoint["discriminator_state_dict"]
-        checkpoints.load_weights(supervision.generator, checkpoint["state_dict"], f"{path}, generator")
+        checkpoints.load_weights(supervision.generator, weights, f"{path}, generator")
         checkpoints.load_weights(supervision.discriminator, judge, f"{path}, discriminator")
         state = checkpoint["compression_sched"]
-        if self.run.options.reset_optimizer:
+        if not goes_on:
             if scheduler and state:
                 scheduler.load_state_dict({"masks_dict": state["masks_dict"]})
             return 0
@@ -133,33 +227,34 @@ class Session:
             scheduler.load_state_dict(state)
         self.generator_optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.discriminator_optimizer.load_state_dict(checkpoint["discriminator_optimizer_state_dict"])
+        self._follow_options(checkpoint["config"], scheduler)
         return int(checkpoint["epoch"]) + 1
 
-    def _refuse_used_folder(self, resumed: Record | None) -> None:
-        if resumed is None and self.folder.checkpoint_file.exists():
-            raise UserError(
-                f"{self.folder.path}: holds a run already; continue it with --resume-from "
-                f"{self.folder.path}, or name another folder with -o or -n"
-            )
-
-    def _write_header(self) -> None:
-        run = self.run
-        config = {
-            **dataclasses.asdict(run.options),
-            "method": self.method,
-            "steps_per_epoch": run.steps_per_epoch,
-            "epochs": run.epochs,
-            "task_options": run.task.options,
-        }
-        self.config = config
-        self.folder.write_config(config)
-        self.folder.write_environment(run.device)
-        if run.schedule:
-            self.folder.write_schedule(run.schedule.text)
+    def _follow_options(self, began: Record, scheduler: CompressionScheduler | None) -> None:
+        """Let a learning rate or weight decay that is given now beat those of the optimisers' states."""
+        run, lr = self.run, self.run.options.lr
+        trained: tuple[tuple[Role, nn.Module, torch.optim.Optimizer], ...] = (
+            ("generator", self.supervision.generator, self.generator_optimizer),
+            ("discriminator", self.supervision.discriminator, self.discriminator_optimizer),
+        )
+        for role, network, optimizer in trained:
+            before = run.optimizer(role, network, began.get("lr")).param_groups
+            after = run.optimizer(role, network, lr).param_groups
+            for group, old, new in zip(optimizer.param_groups, before, after, strict=True):
+                group["weight_decay"] = new["weight_decay"]
+                if lr != began.get("lr"):
+                    for name in {"lr", "initial_lr"} & group.keys():
+                        group[name] *= new["lr"] / old["lr"]
+        if scheduler and lr != began.get("lr"):
+            rates = [group.get("initial_lr") for group in self.generator_optimizer.param_groups]
+            for policies in scheduler.policies.values():
+                for policy in policies:
+                    if hasattr(getattr(policy, "lr_scheduler", None), "base_lrs"):
+                        policy.lr_scheduler.base_lrs = list(rates)
 
     def _recorder(self, resumed: Record | None) -> Recorder:
         run, options = self.run, self.run.options
-        count = round(options.epoch_images * options.valid_size)
+        count = options.images_an_epoch
         metric = run.metric("train") if count else None
         return Recorder(
             folder=self.folder,
@@ -172,13 +267,13 @@ class Session:
             best_count=options.best_count,
             masks_sparsity=options.masks_sparsity,
             param_hist=options.param_hist,
-            scores=list(resumed["extras"]["scores"]) if resumed and not options.reset_optimizer else [],
+            scores=list(resumed["extras"]["scores"]) if resumed and options.continues else [],
         )
 
     def _state(self, trainer: Trainer) -> Record:
         """Return what a checkpoint holds of the run itself."""
         return {
-            "config": {**self.config, "task_options": dict(self.config["task_options"])},
+            "config": self.config,
             "task_options": dict(self.run.task.options),
             "student_width": self.run.gan.student.width,
             "method": self.method,
@@ -216,8 +311,15 @@ class Session:
 
     def _prune_only(self, scheduler: CompressionScheduler | None) -> None:
         """Let the schedule set its masks, epoch by epoch, with no training between them."""
-        if scheduler is None:
-            raise UserError("--prune-only needs a schedule: --compress FILE")
+        assert scheduler is not None
         for epoch in range(self.run.epochs):
             scheduler.on_epoch_begin(epoch, self.generator_optimizer)
             scheduler.mask_all_weights()
+
+
+def _refuse_used_folder(folder: Path) -> None:
+    if (folder / "checkpoint.pth.tar").exists():
+        raise UserError(
+            f"{folder}: holds a run already; continue it with --resume-from {shlex.quote(str(folder))}, or "
+            "name another folder with -o or -n"
+        )

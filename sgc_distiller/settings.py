@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,20 @@ import torch
 from sgc_distiller import checks
 from sgc_distiller.checkpoints import find_checkpoint, load_checkpoint, plain_names
 from sgc_distiller.errors import UserError
+from sgc_distiller.runs import RunFolder
 from sgc_distiller.tasks import TASKS
 
 __all__ = ["Options", "pick_device", "resolve"]
 
-_OF_THE_CALL = ("resume_from", "weights_from", "reset_optimizer", "device", "workers")
+_OF_THE_CALL = (
+    "resume_from",
+    "weights_from",
+    "discriminator_from",
+    "reset_optimizer",
+    "device",
+    "workers",
+    "folder",
+)
 """Settings that a resumed run does not take over: they belong to the call, not to the run."""
 
 
@@ -44,15 +54,16 @@ class Options:
         resume_from: Checkpoint to continue.
         weights_from: Checkpoint or generator's weights to start from.
         discriminator_from: Discriminator's weights, where ``weights_from`` holds none.
-        reset_optimizer: With ``resume_from``: fresh optimisers, and the epochs count from 0.
+        reset_optimizer: With ``resume_from``: a new run in a folder of its own, which takes over weights and
+            masks; fresh optimisers, and the epochs count from 0.
         deterministic: Let torch refuse operations that are not deterministic.
         train_size: Share of the training pictures used, in (0, 1].
         valid_size: Share of ``epoch_images``, in (0, 1].
         test_size: Share of ``test_images``, in (0, 1].
         extractor: ``auto``, ``inception`` or ``digits``.
         extractor_weights: Path of the extractor's weights.
-        epoch_images: Pictures drawn for the metric after each epoch; 0 for none.
-        test_images: Pictures drawn for the result.
+        epoch_images: Pictures drawn for the metric after each epoch, at least 2; 0 for none.
+        test_images: Pictures drawn for the result, at least 2.
         best_count: How many best epochs to name.
         save_untrained: Write a checkpoint before the first step.
         masks_sparsity: Show every mask's sparsity after an epoch.
@@ -105,7 +116,11 @@ class Options:
                 checks.integer(getattr(self, name), _flag(name), low=1)
         for name, low in (("batch_size", 2), ("workers", 0), ("report_every", 1), ("epoch_images", 0)):
             checks.integer(getattr(self, name), _flag(name), low=low)
-        checks.integer(self.test_images, _flag("test_images"), low=1)
+        checks.integer(self.test_images, _flag("test_images"), low=2)
+        if self.epoch_images == 1:
+            raise UserError(
+                "--epoch-images: expected 0 or at least 2, since a metric compares pictures; got 1"
+            )
         checks.integer(self.best_count, "--num-best-scores", low=1)
         for name in ("train_size", "valid_size", "test_size"):
             checks.number(getattr(self, name), _flag(name), low=0.0, high=1.0, open_low=True)
@@ -120,6 +135,43 @@ class Options:
                 "--resume-from and --exp-load-weights-from exclude each other: the first continues a run, "
                 "the second begins one from trained weights; give one of them"
             )
+
+    def refuse_flags_without_partner(self) -> None:
+        """Refuse what would change nothing, since the flag that it belongs to is missing.
+
+        Raises:
+            UserError: Names both flags.
+        """
+        for name, partner, is_lonely in (
+            ("--reset-optimizer", "--resume-from", self.reset_optimizer and not self.resume_from),
+            (
+                "--discriminator-from",
+                "--exp-load-weights-from",
+                self.discriminator_from and not self.weights_from,
+            ),
+            (
+                "--kd-student-wt",
+                "--kd-distill-wt",
+                self.student_weight != 1.0 and self.distill_weight is None,
+            ),
+        ):
+            if is_lonely:
+                raise UserError(f"{name} means nothing without {partner}; give both, or leave it out")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run goes on in the folder of the checkpoint that it resumes."""
+        return self.resume_from is not None and not self.reset_optimizer
+
+    @property
+    def images_an_epoch(self) -> int:
+        """Pictures drawn for the metric after each epoch."""
+        return max(2, round(self.epoch_images * self.valid_size)) if self.epoch_images else 0
+
+    @property
+    def images_for_result(self) -> int:
+        """Pictures drawn for the result."""
+        return max(2, round(self.test_images * self.test_size))
 
 
 _FLAGS = {
@@ -159,8 +211,8 @@ def pick_device(name: str | None) -> torch.device:
 def resolve(given: Mapping[str, Any]) -> Options:
     """Return complete settings from what a person gave and what the checkpoint they name knows.
 
-    A run that is resumed keeps the settings it began with; what is given goes first. A run that starts from a
-    checkpoint takes over its task, sizes and data.
+    A run that is resumed keeps the settings it began with, and the schedule as it was then; what is given
+    goes first. A run that starts from a checkpoint takes over its task, sizes and data.
 
     Args:
         given: Options by the names of `Options`, only those that were given.
@@ -171,7 +223,7 @@ def resolve(given: Mapping[str, Any]) -> Options:
     asked = Options(**given)
     known: dict[str, Any] = {}
     if asked.resume_from:
-        known = _known_of_run(asked.resume_from)
+        known = _known_of_run(asked)
     elif asked.weights_from:
         known = _known_of_weights(asked.weights_from, asked.task)
     names = {item.name for item in dataclasses.fields(Options)}
@@ -181,19 +233,34 @@ def resolve(given: Mapping[str, Any]) -> Options:
         merged["resume_from"] = str(find_checkpoint(asked.resume_from))
     merged["task"] = merged.get("task") or "dcgan"
     merged["data"] = merged.get("data") or "digits"
+    for name in ("data", "extractor_weights"):
+        if merged.get(name) not in (None, "digits"):  # so that the run can be resumed from elsewhere
+            merged[name] = str(Path(merged[name]).expanduser().absolute())
     task = TASKS.get(merged["task"])
     usual = task.usual_options() if task else {}
     merged["task_options"] = {**usual, **known.get("task_options", {}), **asked.task_options}
-    return Options(**merged)
+    options = Options(**merged)
+    options.refuse_flags_without_partner()
+    return options
 
 
-def _known_of_run(path: str) -> dict[str, Any]:
+def _known_of_run(asked: Options) -> dict[str, Any]:
     """Return the settings of the run that a checkpoint belongs to."""
-    file = find_checkpoint(path)
+    file = find_checkpoint(str(asked.resume_from))
     config = dict(load_checkpoint(file).get("config", {}))
     for name in _OF_THE_CALL:
         config.pop(name, None)
-    return {**config, "folder": str(file.parent)}
+    kept = RunFolder(file.parent, create=False).schedule_file
+    if kept.is_file():
+        config["schedule"] = str(kept)
+    if asked.schedule:  # another one: the old one's name and length are not its own
+        for name in ("method", "epochs"):
+            config.pop(name, None)
+    if asked.continues:
+        config["folder"] = str(file.parent)
+    elif asked.schedule:
+        config.pop("steps_per_epoch", None)
+    return config
 
 
 def _known_of_weights(path: str, task: str | None) -> dict[str, Any]:
