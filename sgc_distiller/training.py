@@ -108,27 +108,27 @@ class TermMeter:
         last: dict[str, float] = {}
         total: dict[str, float] = {}
         count: dict[str, int] = {}
-        bad: list[tuple[int, str]] = []
+        bad: list[tuple[int, int, str]] = []
         for names, sums in sorted(self._sums.items(), key=lambda item: item[1].last_step):
             rows = torch.stack([sums.last.double(), sums.total, sums.first_bad.double()]).tolist()
-            for name, value, part, step in zip(names, *rows, strict=True):
+            for place, (name, value, part, step) in enumerate(zip(names, *rows, strict=True)):
                 last[name] = value
                 total[name] = total.get(name, 0.0) + part
                 count[name] = count.get(name, 0) + sums.count
                 if step < _NEVER:
-                    bad.append((int(step), name))
+                    bad.append((int(step), place, name))
         if bad:
             self._refuse(bad)
         return last, {name: total[name] / count[name] for name in total}
 
-    def _refuse(self, bad: list[tuple[int, str]]) -> None:
-        step, name = min(bad)
+    def _refuse(self, bad: list[tuple[int, int, str]]) -> None:
+        step, _, name = min(bad)  # of one step the term that was computed first
         phase = "discriminator" if name.startswith("discriminator.") else "generator"
         until = max(sums.last_step for sums in self._sums.values())
         raise NotANumberError(
             f"{name} is not a finite number since step {step}, in the {phase} phase (steps "
             f"{self._first_step} to {until} were looked at; not finite: "
-            f"{', '.join(sorted({term for _, term in bad}))}). Nothing was saved after the last checkpoint: "
+            f"{', '.join(sorted({term for *_, term in bad}))}). Nothing was saved after the last checkpoint: "
             "lower the learning rate, raise `epsilon` or take `normalizer: ema` in the schedule, and resume "
             "from that checkpoint"
         )
