@@ -33,8 +33,12 @@ def binary_cross_entropy(probability: Tensor, target: float) -> Tensor:
 
     Returns:
         Shape (B,): the mean over a sample's own elements (patches), as in DCGAN's and pix2pix' baselines.
+        Not-a-number stays so; torch itself would stop there, on a GPU for good.
     """
-    loss = F.binary_cross_entropy(probability, torch.full_like(probability, target), reduction="none")
+    bad = probability.isnan()
+    known = probability.masked_fill(bad, 0.5)
+    loss = F.binary_cross_entropy(known, torch.full_like(known, target), reduction="none")
+    loss = loss.masked_fill(bad, torch.nan)
     return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 

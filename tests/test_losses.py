@@ -23,6 +23,23 @@ def test_binary_cross_entropy_is_the_formula_per_sample(target: float, device: t
     np.testing.assert_allclose(got.cpu().numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_binary_cross_entropy_hands_not_a_number_on(target: float, device: torch.device) -> None:
+    """torch's own raises, on a GPU for good; what is a number comes out the same bit for bit."""
+    values = [0.0, 1e-30, 0.25, 1.0]
+    probability = torch.tensor([*values, float("nan")], device=device, requires_grad=True)
+    got = losses.binary_cross_entropy(probability, target)
+    got.sum().backward()
+    assert got.isnan().tolist() == [False] * 4 + [True]
+    plain = torch.tensor(values, device=device, requires_grad=True)
+    expected = torch.nn.functional.binary_cross_entropy(
+        plain, torch.full_like(plain, target), reduction="none"
+    )
+    expected.sum().backward()
+    assert torch.equal(got[:4], expected)
+    assert torch.equal(probability.grad[:4], plain.grad)
+
+
 def test_binary_cross_entropy_averages_a_samples_own_patches() -> None:
     probability = 1 / (1 + np.exp(-_numbers(1, 3, 1, 2, 2)))
     expected = -np.log(probability).reshape(3, 4).mean(1)
