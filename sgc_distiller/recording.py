@@ -23,6 +23,7 @@ __all__ = ["Console", "Quiet", "Recorder", "generator_sparsity"]
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+_STRIP = 16  # pictures side by side, after each epoch and at the end
 Evaluate = Callable[[torch.nn.Module], list[MetricResult]]
 
 
@@ -140,7 +141,9 @@ class Recorder:
         self.folder.log({"kind": "layers", "step": report.step, "layers": rows})
         if self.param_hist:
             self.folder.histograms(dict(unwrapped(generator).named_parameters()), report.step)
-        self._draw(trainer, report.epoch)
+        pictures.save_grid(
+            self.draw(trainer, generator)[:_STRIP], self.folder.epoch_sample(report.epoch), _STRIP
+        )
         self.console.epoch(record, trainer.epochs)
         if self.masks_sparsity:
             self.console.layers(f"Masks after epoch {report.epoch + 1}/{trainer.epochs}", rows)
@@ -161,11 +164,19 @@ class Recorder:
         checkpoints.save_checkpoint(self.folder.checkpoint_file, content)
 
     def on_pruned(self, trainer: Trainer) -> None:
-        """Record and draw a generator that was pruned without training."""
-        generator = trainer.supervision.generator
-        rows = self.layer_rows(generator, trainer.epochs - 1)
+        """Record the layers of a generator that was pruned without training."""
+        rows = self.layer_rows(trainer.supervision.generator, trainer.epochs - 1)
         self.folder.log({"kind": "layers", "step": trainer.step, "layers": rows})
-        self._draw(trainer, None)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Draw the finished generator, beside the dense one where there is one."""
+        generator, teacher = trainer.supervision.generator, trainer.supervision.teacher
+        sparse = self.draw(trainer, generator)
+        pictures.save_grid(sparse[:_STRIP], self.folder.samples / "strip.png", _STRIP)
+        if teacher is not None:
+            pictures.save_comparison(self.draw(trainer, teacher), sparse, self.folder.samples)
+        else:
+            pictures.save_grid(sparse, self.folder.samples / "dense.png")
 
     def checkpoint(self, trainer: Trainer) -> Record:
         """Return everything that a resumed run needs, under Distiller's keys and ours.
@@ -223,19 +234,6 @@ class Recorder:
         )
         self.scores.sort(key=_rank)
         del self.scores[max(self.best_count, 1) :]
-
-    def _draw(self, trainer: Trainer, epoch: int | None) -> None:
-        supervision = trainer.supervision
-        sparse = self.draw(trainer, supervision.generator)
-        strips = [self.folder.samples / "strip.png"]
-        if epoch is not None:
-            strips.append(self.folder.epoch_sample(epoch))
-        for file in strips:
-            pictures.save_grid(sparse[:16], file, columns=16)
-        if supervision.teacher is not None:
-            pictures.save_comparison(self.draw(trainer, supervision.teacher), sparse, self.folder.samples)
-        else:
-            pictures.save_grid(sparse, self.folder.samples / "dense.png", columns=8)
 
     def draw(self, trainer: Trainer, generator: torch.nn.Module) -> Tensor:
         """Return 32 pictures, the same noise every time."""

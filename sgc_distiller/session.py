@@ -169,10 +169,11 @@ class Session:
         self.teacher_hash = checkpoints.sha256(self.folder.teacher_file)
 
     def _conclude(self, recorder: Recorder, trainer: Trainer) -> Record:
-        """Measure the result, record it and write the report."""
+        """Draw and measure the result, record it and write the report."""
         run, folder = self.run, self.folder
         seconds = sum(record["seconds"] for record in folder.records("epoch"))
         with trainer.weights_as_seen(trainer.epoch - 1):
+            recorder.on_end(trainer)
             result = run.result(
                 self.supervision.generator,
                 self.method,
