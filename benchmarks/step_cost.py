@@ -18,6 +18,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import platform
 import statistics
 import time
@@ -30,7 +31,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgc_distiller.schedule import dict_config
+from sgc_distiller.experiment_spec import GanSpec
+from sgc_distiller.resources import find_schedule
+from sgc_distiller.schedule import read_schedule
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.dcgan import DCGAN
 from sgc_distiller.training import StepReport, Trainer
@@ -38,14 +41,17 @@ from sgc_distiller.training import StepReport, Trainer
 SETTINGS = {"64x64": (64, 64, 64), "32x32": (32, 32, 64)}
 """Image size, width and batch size."""
 
-CASES: dict[str, dict[str, Any] | None] = {
+CASES = {
     "plain GAN step": None,
-    "+ masks": {},
-    "supervised, as in the paper": {"class": "SelfSupervisedPolicy"},
-    "supervised, recommended": {"class": "SelfSupervisedPolicy", "features": 10, "distance": "sample"},
-    "distillation of pixels": {"class": "OutputDistillationPolicy"},
+    "AGP, plain GAN loss": "dcgan/agp_75",
+    "supervised, as in the paper": "dcgan/paper_75",
+    "supervised, recommended": "dcgan/recommended_75",
+    "distillation of pixels, no discriminator": "dcgan/distillation_75",
 }
-"""What each case's schedule has beside its pruner; the first one has no schedule."""
+"""Shipped schedules; the first case has none."""
+
+EPOCH = 10
+"""Of the schedules, when pruners are at work for the last time and have reached their target."""
 
 PLAIN = next(iter(CASES))
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -66,7 +72,7 @@ class Silent:
 
 
 class Case:
-    """One way to train, ready to take steps inside the first epoch of its schedule.
+    """One way to train, ready to take steps inside epoch `EPOCH`.
 
     Args:
         name: A key of `CASES`.
@@ -76,48 +82,46 @@ class Case:
 
     def __init__(self, name: str, setting: tuple[int, int, int], device: torch.device) -> None:
         size, width, batch_size = setting
-        extension = CASES[name]
+        path = CASES[name]
+        schedule = read_schedule(find_schedule(path)) if path else None
+        gan = (schedule.gan if schedule else None) or GanSpec()
         torch.manual_seed(0)
         task = DCGAN(size, width=width)
-        student, judge = task.build("generator").to(device), task.build("discriminator").to(device)
-        teacher = task.build("generator").to(device) if extension else None
+        student, judge, teacher = (
+            task.build(role).to(device) for role in ("generator", "discriminator", "generator")
+        )
         self._raw: Iterator[dict[str, Tensor]] = itertools.repeat(
             {"real": torch.rand(batch_size, 1, size, size, device=device) * 2 - 1}
         )
-        supervision = Supervision(task, student, judge, teacher)
         optimizer = task.optimizer("generator", student)
         self._trainer = Trainer(
             task=task,
-            supervision=supervision,
+            supervision=Supervision(
+                task,
+                student,
+                judge,
+                teacher if schedule else None,
+                objective=gan.objective,
+                discriminator_spec=gan.discriminator,
+            ),
             generator_optimizer=optimizer,
             discriminator_optimizer=task.optimizer("discriminator", judge),
             batches=lambda start: self._raw,
-            steps_per_epoch=2**31,
-            epochs=1,
+            steps_per_epoch=gan.steps_per_epoch,
+            epochs=EPOCH + 1,
             seed=0,
             observer=Silent(),
+            epoch=EPOCH,
         )
-        if extension is not None:
-            self._trainer.scheduler = dict_config(student, optimizer, _schedule(extension))
-            self._trainer.scheduler.on_epoch_begin(0, optimizer)
+        if schedule:
+            self._trainer.scheduler = schedule.build(student, optimizer)
+            self._trainer.scheduler.on_epoch_begin(EPOCH, optimizer)
         self._steps = itertools.count()
 
     def run(self, steps: int) -> None:
         """Take some steps."""
         for minibatch in itertools.islice(self._steps, steps):
             self._trainer._step(self._raw, minibatch)
-
-
-def _schedule(extension: dict[str, Any]) -> dict[str, Any]:
-    """Return a schedule that prunes three quarters of each layer and has this extension, if any."""
-    epochs = {"starting_epoch": 0, "ending_epoch": 1, "frequency": 1}
-    pruner = {"class": "SparsityLevelParameterPruner", "levels": {"main.*.weight": 0.75}}
-    policies: list[dict[str, Any]] = [{"pruner": {"instance_name": "level"}, **epochs}]
-    schedule: dict[str, Any] = {"version": 1, "pruners": {"level": pruner}, "policies": policies}
-    if extension:
-        schedule["extensions"] = {"loss": extension}
-        policies.append({"extension": {"instance_name": "loss"}, **epochs})
-    return schedule
 
 
 def flops_per_image(name: str, size: int, width: int) -> float:
@@ -129,7 +133,7 @@ def flops_per_image(name: str, size: int, width: int) -> float:
     case = Case(name, (size, width, 2), torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
         case.run(1)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def peak_memory(name: str, setting: tuple[int, int, int], device: torch.device) -> int | None:
@@ -211,10 +215,11 @@ def rows(
 
 def table(found: dict[str, Any]) -> str:
     """Return the results as Markdown, one table a setting."""
+    load = "unknown" if found["load"] is None else f"{found['load']:.1f}"
     lines = [
-        f"{found['machine']}, {found['threads']} CPU threads, torch {found['torch']}; rounds: "
-        f"{found['rounds']}, steps in each: {found['steps']}; ratios to the plain step: median (smallest to "
-        "largest)",
+        f"{found['machine']}, {found['threads']} CPU threads, torch {found['torch']}; load before: {load}; "
+        f"rounds: {found['rounds']}, steps in each: {found['steps']}",
+        "Ratios to the plain step: median (smallest to largest)",
         "",
     ]
     columns = ("step", "ms", "time", "processor time", "FLOPs", "GFLOP an image", "peak MiB")
@@ -277,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     settings: dict[str, Any] = {}
     for name in options.settings:
         size, width, batch_size = SETTINGS[name]
@@ -287,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": machine(options.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "load": load,
         "rounds": options.rounds,
         "steps": options.steps,
         "settings": settings,
