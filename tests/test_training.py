@@ -162,9 +162,11 @@ def test_each_phase_gets_its_batches_also_after_a_resume(phases: Any, expected: 
     task = TinyTask(phases)
     tiny_trainer(tiny_supervision(task, torch.device("cpu")), steps_per_epoch=1).run()
     assert task.seen == expected[0] + expected[1]
+    assert len(set(task.noise)) == len(task.noise) == len({number for _, number in task.seen})
     resumed = TinyTask(phases)
     tiny_trainer(tiny_supervision(resumed, torch.device("cpu")), steps_per_epoch=1, epoch=1).run()
     assert resumed.seen == expected[1]
+    assert resumed.noise == task.noise[len(task.noise) // 2 :]
 
 
 def test_an_untrained_discriminator_takes_its_batches_and_stays_as_it_was() -> None:
