@@ -102,14 +102,9 @@ def _seed_rows(
         yield {
             **result,
             "label": row.label,
-            "picture": run / "samples" / row_picture(row),
+            "picture": run / "samples" / "strip.png",
             "report": run / "report.html",
         }
-
-
-def row_picture(row: Row) -> str:
-    """Return the file of a run's pictures that stands for the row."""
-    return "dense.png" if row.schedule is None else "sparse.png"
 
 
 def _finished(run: Path) -> Record | None:
