@@ -1,9 +1,9 @@
-"""Train, prune or evaluate a GAN with the flags of Distiller's compress_classifier.
+r"""Train, prune or evaluate a GAN with the flags of Distiller's compress_classifier.
 
 ::
 
     python examples/compress_gan.py digits -a dcgan --image-size 32 --width 32 --epochs 12 -n dense
-    python examples/compress_gan.py digits -a dcgan --compress dcgan/recommended_75 \\
+    python examples/compress_gan.py digits -a dcgan --compress dcgan/recommended_75 \
         --exp-load-weights-from logs/dense -n sparse
     python examples/compress_gan.py digits -a dcgan -e --resume-from logs/sparse
 

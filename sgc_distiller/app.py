@@ -285,7 +285,10 @@ def _quickstart(parsed: Any, terminal: Terminal) -> None:
     if parsed.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {parsed.seeds}")
     folder = Path(parsed.out_dir)
-    seeds = quickstart(folder, parsed.seeds, parsed.smoke, "cpu" if parsed.cpu else None, terminal)
+    try:
+        seeds = quickstart(folder, parsed.seeds, parsed.smoke, "cpu" if parsed.cpu else None, terminal)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from None
     terminal.comparison(seeds)
     terminal.note(f"report: {folder / 'report.html'}")
 

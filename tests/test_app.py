@@ -640,6 +640,16 @@ class TestInterruption:
         assert capsys.readouterr().err == "interrupted; begin again\n"
         assert not Path("logs").exists()
 
+    def test_ctrl_c_in_the_quickstart(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(app, "quickstart", stop)
+        assert main(["quickstart"]) == 130
+        assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+
 
 class TestOutput:
     def test_a_dry_run_prints_the_schedule_and_what_it_asks_for(

@@ -295,6 +295,18 @@ def test_a_run_that_has_finished_goes_on_for_more_epochs(place: Path, straight: 
     assert results[-1]["metrics"] == RunFolder(straight("forward")).records("result")[-1]["metrics"]
 
 
+def test_a_run_begun_anew_in_an_old_folder_keeps_no_old_records(place: Path, tmp_path: Path) -> None:
+    """Who throws a checkpoint away begins again; the old run's dense result must not stay."""
+    folder = tmp_path / "run"
+    compress(resolve(_given(place, "forward", folder, prune_only=True)))
+    (folder / "checkpoint.pth.tar").unlink()
+    compress(resolve(_given(place, "forward", folder, prune_only=True, seed=7)))
+    assert [(r["method"], r["seed"]) for r in RunFolder(folder).records("result")] == [
+        ("dense", 7),
+        ("forward", 7),
+    ]
+
+
 class Notes(Quiet):
     def __init__(self) -> None:
         self.said: list[str] = []
