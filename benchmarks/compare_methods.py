@@ -117,7 +117,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def variants(options: argparse.Namespace) -> list[tuple[str, float | None]]:
-    """Return the rows: every method by its schedule, and all but the recommended with other learning rates."""
+    """Return the rows: each method by its schedule, and the rivals with other learning rates."""
     own = [(method, None) for method in options.methods]
     return own + [(m, lr) for lr in options.lr for m in options.methods if m != "recommended"]
 
