@@ -31,7 +31,7 @@ class TinyTask(GANTask):
         self.phases = phases or GANTask.phases
         self.spoil = spoil
         self.seen: list[tuple[str, int]] = []
-        self.noise: list[float] = []
+        self.noise: list[bytes] = []
 
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
         sizes = (3, 4) if role == "generator" else (4, 1)
@@ -40,7 +40,7 @@ class TinyTask(GANTask):
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         real = raw["real"]
         noise = torch.randn(len(real), 3, generator=rng)
-        self.noise.append(noise.sum().item())
+        self.noise.append(noise.numpy().tobytes())
         if real.is_cuda:
             noise = noise.pin_memory().to(real.device, non_blocking=True)
         return {"real": real, "z": noise, "number": raw["number"]}
