@@ -8,9 +8,12 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+# The networks here are tiny: threads would wait for each other, most of all on a busy machine. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def shared_folder() -> Path | None:
