@@ -137,7 +137,8 @@ class Terminal:
         for metric in record["metrics"]:
             interval = wording.interval(metric)
             self.note(
-                f"  {metric['name']}: {wording.number(metric['value'])}{' ' + interval if interval else ''}"
+                f"  {metric['name']}: {wording.number(metric['value'])}"
+                f"{f' (95 %: {interval})' if interval else ''}"
             )
         if folder:
             self.note(f"  checkpoint: {Path(folder) / 'checkpoint.pth.tar'}")
@@ -146,7 +147,9 @@ class Terminal:
     def plan(self, planned: Record) -> None:
         """Print a schedule and the sparsity that it asks of each layer in each epoch."""
         self.note(planned["schedule"])
-        self.note(f"{planned['epochs']} epochs of {planned['steps_per_epoch']} generator updates\n")
+        self.note(f"In effect: {planned['epochs']} epochs of {planned['steps_per_epoch']} generator updates")
+        for name, value in planned["settings"].items():
+            self.note(f"  {name}: {value}")
         names = [row["name"] for row in planned["layers"]]
         table = Table(title="Sparsity asked", title_justify="left")
         for name in ("epoch", *names):
@@ -220,7 +223,10 @@ def _guarded(action: Callable[[], None]) -> int:
         print(f"error: {error}; -v shows where it happened", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {interrupt.args[0] if interrupt.args else 'begin again'}", file=sys.stderr)
+        print(
+            f"interrupted; {interrupt.args[0] if interrupt.args else 'nothing was written yet, begin again'}",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
     return 0
 
@@ -258,8 +264,6 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
 
 
 def _run(options: Options, compresses: bool, terminal: Terminal) -> None:
-    about = f"; schedule: {options.schedule}; runtime: built in" if compresses and options.schedule else ""
-    terminal.note(f"run folder: {options.folder}{about}")
     try:
         result = (compress if compresses else train)(options, terminal)
     except KeyboardInterrupt:
@@ -276,6 +280,8 @@ def _set_up_logging(verbose: bool) -> None:
     if not console.is_terminal:
         console = RichConsole(stderr=True, width=_WIDTH)
     handler = RichHandler(console=console, show_path=False, show_time=False)
+    if not verbose:  # the run's first line says which runtime it is
+        handler.addFilter(lambda r: r.name != "sgc_distiller.schedule" or r.levelno > logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -15,7 +15,7 @@ from sgc_distiller.tasks import TASKS
 
 __all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser"]
 
-_LATER = "this version does not offer it"
+_LATER = "this version trains, prunes and measures; it neither inspects, thins nor exports"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
 _QUANTIZATION = "it is about quantization, and this tool prunes"
 _GREEDY = "greedy filter pruning is not supported; use a schedule"
@@ -67,7 +67,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             **settings,
         )
 
@@ -112,8 +111,12 @@ def sgc_parser() -> Parser:
         help="train a small DCGAN on digits, compress it, and compare",
         description="Train a small DCGAN on scikit-learn's digits, prune its generator, and write a report.",
     )
-    quickstart.add_argument("-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write")
-    quickstart.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0")
+    quickstart.add_argument(
+        "-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write (default: quickstart)"
+    )
+    quickstart.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0 (default: 1)"
+    )
     quickstart.add_argument(
         "--smoke", action="store_true", default=False, help="a few steps of everything: does it run?"
     )
@@ -150,7 +153,12 @@ def _add_starting_points(parser: Parser) -> None:
     add("--exp-load-weights-from", dest="weights_from", metavar="PATH", help="begin from these weights")
     add("--discriminator-from", metavar="PATH", help="the discriminator's weights, if in another file")
     add("--reset-optimizer", action="store_true", help="with --resume-from: new run, its weights")
-    add("--save-untrained-model", dest="save_untrained", action="store_true", help="before the first step")
+    add(
+        "--save-untrained-model",
+        dest="save_untrained",
+        action="store_true",
+        help="also save a checkpoint before the first step",
+    )
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
     add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
 
@@ -158,16 +166,37 @@ def _add_starting_points(parser: Parser) -> None:
 def _add_training(parser: Parser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, metavar="N", help="total number of epochs (default: the schedule's, or 25)")
-    add("--steps-per-epoch", type=int, metavar="N", help="generator updates in an epoch")
+    add("--steps-per-epoch", type=int, metavar="N", help="generator updates (default: the schedule's)")
     add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)")
-    add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="of both networks")
+    add(
+        "--lr",
+        "--learning-rate",
+        dest="lr",
+        type=float,
+        metavar="R",
+        help="of both networks (default: baseline's)",
+    )
     add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0")
     add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)")
     add("--image-size", type=int, metavar="N", help="height and width in pixels")
     add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
     add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
-    add("--kd-distill-wt", "--kd-dw", dest="distill_weight", type=float, metavar="W", help="add distillation")
-    add("--kd-student-wt", "--kd-sw", dest="student_weight", type=float, metavar="W", help="beside it")
+    add(
+        "--kd-distill-wt",
+        "--kd-dw",
+        dest="distill_weight",
+        type=float,
+        metavar="W",
+        help="weight of added distillation",
+    )
+    add(
+        "--kd-student-wt",
+        "--kd-sw",
+        dest="student_weight",
+        type=float,
+        metavar="W",
+        help="weight of the loss beside it",
+    )
     add("--deterministic", "--det", action="store_true", help="only deterministic operations")
     add("--seed", type=int, metavar="N", help="of everything random (default: 0)")
 
@@ -183,15 +212,22 @@ def _add_metrics(parser: Parser) -> None:
     add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name")
     add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits")
     add("--extractor-weights", metavar="FILE", help="the extractor's weights")
-    add("--epoch-images", type=int, metavar="N", help="pictures for the metric after an epoch")
-    add("--test-images", type=int, metavar="N", help="pictures for the result's metric")
+    add("--epoch-images", type=int, metavar="N", help="pictures measured after an epoch (512)")
+    add("--test-images", type=int, metavar="N", help="pictures measured at the end (5000)")
 
 
 def _add_surroundings(parser: Parser) -> None:
     add = parser.add_argument_group("folder, output, device").add_argument
     add("-o", "--out-dir", default=None, metavar="DIR", help="folder of all runs (default: logs)")
     add("-n", "--name", default=None, metavar="NAME", help="this run's folder (default: date and time)")
-    add("-p", "--print-freq", dest="report_every", type=int, metavar="N", help="steps between reports")
+    add(
+        "-p",
+        "--print-freq",
+        dest="report_every",
+        type=int,
+        metavar="N",
+        help="steps between reports (default: 50)",
+    )
     add("-v", "--verbose", action="store_true", default=False, help="debugging messages")
     add("--masks-sparsity", action="store_true", help="show every mask's sparsity after an epoch")
     add("--param-hist", action="store_true", help="histograms of the weights for TensorBoard")
@@ -246,5 +282,8 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; an unknown flag is an error wherever it stands."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
+        for action in parser._actions:  # the flags are those of the command
+            if isinstance(action, argparse._SubParsersAction):
+                parser = action.choices[arguments.command]
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments

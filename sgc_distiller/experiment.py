@@ -95,8 +95,8 @@ def plan(options: Options) -> Record:
     """Return what `compress` would do, without doing it; a trained generator need not be there yet.
 
     Returns:
-        ``schedule`` (its text), ``epochs``, ``steps_per_epoch``, ``layers`` (rows of the sparsity table) and
-        ``asked``: for each epoch, the sparsity asked of each layer.
+        ``schedule`` (its text), ``epochs``, ``steps_per_epoch``, ``settings`` in effect, ``layers`` (rows of
+        the sparsity table) and ``asked``: for each epoch, the sparsity asked of each layer.
     """
     if options.weights_from or options.resume_from:
         run, supervision, _ = _compression(options, None)
@@ -113,6 +113,19 @@ def plan(options: Options) -> Record:
         "schedule": run.schedule.text,
         "epochs": run.epochs,
         "steps_per_epoch": run.steps_per_epoch,
+        "settings": {
+            "task": f"{run.task.name}, {run.task.options}",
+            "data": run.images.name,
+            "batch size": options.batch_size,
+            "learning rate": session.generator_optimizer.param_groups[0]["lr"],
+            "weight decay": options.weight_decay,
+            "seed": options.seed,
+            "device": run.device,
+            "objective": run.gan.objective,
+            "student": dataclasses.asdict(run.gan.student),
+            "discriminator": dataclasses.asdict(run.gan.discriminator),
+            "output layer": run.gan.output_layer,
+        },
         "layers": [row for row in sparsity_table(student) if row["name"] in set(prunable_names(student))],
         "asked": session.plan,
     }

@@ -303,11 +303,9 @@ def load_extractor(
         else:
             extractor = _DigitsExtractor(DIGITS_WEIGHTS)
             extractor.note = (
-                f"The Inception weights are not at {path}, so distances are measured with the small "
-                f"extractor {extractor.name} that is part of the package; they do not compare with published "
-                "FIDs. "
-                f"For Inception, put {INCEPTION_URL} there, or ask for the extractor 'inception', which "
-                "downloads it."
+                f"The Inception weights are not at {path}:\n  distances use the small extractor "
+                f"{extractor.name} of this package and do not compare with published FIDs;\n  the extractor "
+                f"'inception' downloads them from {INCEPTION_URL}"
             )
     else:
         names = ("auto", "digits", "inception")

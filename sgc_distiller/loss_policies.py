@@ -146,7 +146,7 @@ class SelfSupervisedPolicy(_LossPolicy):
                 task.features(context.student_judgement),
                 self.epsilon,
             )
-            parts.append(LossComponent(f"{self.name}.features", distance.detach()))
+            parts.append(LossComponent(f"{self.name}.features", (self.feature_weight * distance).detach()))
             total = total + self.feature_weight * distance
         overall = total if self.mode == "replace" else loss + total
         return PolicyLoss(overall, [LossComponent(f"{self.name}.total", total.detach()), *parts])

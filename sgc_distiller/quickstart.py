@@ -50,6 +50,7 @@ ROWS = (
     Row("75 %, one-shot, not trained", "dcgan/oneshot_75", prune_only=True),
     Row("50 %, supervised", "dcgan/recommended_50"),
     Row("75 %, supervised", "dcgan/recommended_75"),
+    Row("90 %, supervised", "dcgan/recommended_90"),
 )
 SIZES = {"image_size": 32, "channels": 1, "width": 32}
 DENSE = {"epochs": 10, "steps_per_epoch": 100, "epoch_images": 0}

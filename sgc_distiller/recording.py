@@ -211,7 +211,8 @@ class Recorder:
             f"{score['epoch'] + 1}/{epochs} ({wording.number(score['metrics'][0]['value'])})"
             for score in self.scores
         ]
-        return f"best epoch{'s' if len(values) > 1 else ''} by {named}: {', '.join(values)}"
+        at = " at the final sparsity" if self.plan else ""
+        return f"best epoch{'s' if len(values) > 1 else ''}{at} by {named}: {', '.join(values)}"
 
     def layer_rows(self, generator: torch.nn.Module, epoch: int) -> list[Record]:
         """Return the sparsity of every weight, asked and reached."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgc_distiller import checkpoints
+from sgc_distiller import checkpoints, wording
 from sgc_distiller.assembly import Run
 from sgc_distiller.data import batches
 from sgc_distiller.errors import UserError
@@ -108,11 +108,34 @@ class Session:
             return finished
         run.metric("test")  # what it lacks shows now and not after the training
         self.folder = RunFolder(options.folder)
+        self._announce()
         try:
             return self._execute(resumed, scheduler, first_epoch)
         finally:
             run.console.finish()
             self.folder.close()
+
+    def _announce(self) -> None:
+        """Say where the run is written and what its schedule does not prune."""
+        run, options = self.run, self.run.options
+        about = f"; schedule: {options.schedule}; runtime: built in" if run.schedule else ""
+        run.console.note(f"run folder: {options.folder}{about}")
+        if not self.plan or run.schedule is None:
+            return
+        generator = self.supervision.generator
+        sizes = {n: p.numel() for n, p in generator.named_parameters() if n in prunable_names(generator)}
+        dense = [name for name in sizes if not self.plan[-1].get(name)]
+        if dense:
+            share = sum(sizes[name] for name in dense) / sum(sizes.values())
+            run.console.note(
+                f"left dense by the schedule: {', '.join(dense)}, {wording.percent(share)} of the weights; "
+                "sparsity counts all"
+            )
+        if run.epochs < run.schedule.epochs and not options.prune_only:
+            run.console.note(
+                f"warning: the schedule has {run.schedule.epochs} epochs and only {run.epochs} are run; what "
+                "it asks for later is not reached"
+            )
 
     def build_scheduler(self) -> CompressionScheduler | None:
         """Return the schedule's scheduler for this run's networks, ``None`` where there is no schedule."""

@@ -637,7 +637,7 @@ class TestInterruption:
 
         monkeypatch.setattr(assembly, "open_images", stop)
         assert go("-n x") == 130
-        assert capsys.readouterr().err == "interrupted; begin again\n"
+        assert capsys.readouterr().err == "interrupted; nothing was written yet, begin again\n"
         assert not Path("logs").exists()
 
     def test_ctrl_c_in_the_quickstart(
