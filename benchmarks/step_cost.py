@@ -128,9 +128,9 @@ def flops_per_image(name: str, size: int, width: int) -> float:
     """Return the floating-point operations of one step of a case for one picture of its batch.
 
     A multiplication with its addition counts as two. They grow with the batch in proportion, so two pictures
-    are enough; they depend on shapes alone, so nothing is computed (meta device).
+    are enough.
     """
-    case = Case(name, (size, width, 2), torch.device("meta"))
+    case = Case(name, (size, width, 2), torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
         case.run(1)
     return float(counter.get_total_flops()) / 2
