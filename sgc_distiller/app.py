@@ -27,6 +27,7 @@ from sgc_distiller import arguments, wording
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, plan, train
 from sgc_distiller.quickstart import mean_and_spread, quickstart
+from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.training import StepReport
@@ -41,7 +42,7 @@ EXIT_INTERRUPTED = 130
 _WIDTH = 110  # columns where the output is no terminal
 
 
-class Terminal:
+class Terminal(Console):
     """Prints a run's progress: a bar with the time left, and one line of a table for each epoch.
 
     Args:

@@ -17,7 +17,7 @@ from sgc_distiller.extractors import Extractor, GeneratorMetric, load_extractor
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.metrics import MetricResult
 from sgc_distiller.names import prunable_names
-from sgc_distiller.recording import Console, Quiet, metric_record
+from sgc_distiller.recording import Console, metric_record
 from sgc_distiller.resources import cache_folder
 from sgc_distiller.schedule import Schedule, read_schedule
 from sgc_distiller.seeding import seed_for
@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, options: Options, console: Console | None = None) -> None:
         self.options = options
-        self.console: Console = console or Quiet()
+        self.console: Console = console or Console()
         self.device = pick_device(options.device)
         if options.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it on a GPU

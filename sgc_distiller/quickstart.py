@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sgc_distiller.experiment import compress, train
-from sgc_distiller.recording import Console, Quiet
+from sgc_distiller.recording import Console
 from sgc_distiller.report import write_summary
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.runs import RunFolder
@@ -77,7 +77,7 @@ def quickstart(
     Returns:
         For each seed the result records of `ROWS`, in their order, each with ``label``.
     """
-    console = console or Quiet()
+    console = console or Console()
     with _one_thread():
         results = [
             list(_seed_rows(folder / f"seed{seed}", seed, smoke, device, console)) for seed in range(seeds)

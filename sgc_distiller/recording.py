@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sgc_distiller.runs import RunFolder
 from sgc_distiller.supervision import unwrapped
 from sgc_distiller.training import StepReport, Trainer
 
-__all__ = ["Console", "Quiet", "Recorder", "generator_sparsity"]
+__all__ = ["Console", "Recorder", "generator_sparsity"]
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ _STRIP = 16  # pictures side by side, after each epoch and at the end
 Evaluate = Callable[[torch.nn.Module], list[MetricResult]]
 
 
-class Console(Protocol):
-    """Where a person follows a run; the command line prints, a program may keep quiet."""
+class Console:
+    """Where a person follows a run. This one keeps quiet; the command line's prints."""
 
     def note(self, text: str, once: bool = False) -> None:
         """Say one thing that matters; with ``once`` only if it was not said before."""
@@ -47,28 +47,6 @@ class Console(Protocol):
 
     def finish(self) -> None:
         """Hear that training is over."""
-
-
-class Quiet:
-    """A `Console` that says nothing."""
-
-    def note(self, text: str, once: bool = False) -> None:
-        """Say nothing."""
-
-    def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        """Say nothing."""
-
-    def step(self, report: StepReport) -> None:
-        """Say nothing."""
-
-    def epoch(self, record: Record, epochs: int) -> None:
-        """Say nothing."""
-
-    def layers(self, title: str, rows: list[Record]) -> None:
-        """Say nothing."""
-
-    def finish(self) -> None:
-        """Say nothing."""
 
 
 def generator_sparsity(rows: list[Record], names: set[str]) -> float:

@@ -24,7 +24,7 @@ from sgc_distiller import checkpoints, extractors, runs, session
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.experiment import compress, train
-from sgc_distiller.recording import Quiet, Recorder
+from sgc_distiller.recording import Console, Recorder
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import resolve
 from sgc_distiller.tasks.dcgan import DCGAN
@@ -91,7 +91,7 @@ class Stopped(BaseException):
     """Stands for Ctrl-C or a kill: nothing in the package catches it."""
 
 
-class Stopper(Quiet):
+class Stopper(Console):
     """A console that stops the run at one moment: ``start``, ``step 3``, ``epoch 1``, ``finish``."""
 
     def __init__(self, moment: str) -> None:
@@ -307,7 +307,7 @@ def test_a_run_begun_anew_in_an_old_folder_keeps_no_old_records(place: Path, tmp
     ]
 
 
-class Notes(Quiet):
+class Notes(Console):
     def __init__(self) -> None:
         self.said: list[str] = []
 
