@@ -17,7 +17,7 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
-    **{name: set() for name in ("checks", "names", "resources", "runs")},
+    **{name: set() for name in ("checks", "names", "resources", "runs", "structures")},
     "curves": {"charts", "runs", "wording"},
     "epochs": {"checks"},
     "experiment_spec": {"checks"},

@@ -1,0 +1,214 @@
+"""Structures of a weight tensor: which elements form a group, how large a group is, what its mask is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sgc_distiller.errors import UserError, nearest
+
+__all__ = ["Axes", "Criterion", "GROUP_TYPES", "Grouping", "find_grouping", "group_name", "threshold_groups"]
+
+Axes = Literal["stored", "outputs_first", "inputs_first"]
+"""How the first two dimensions of a weight are read.
+
+``stored`` reads the tensor as Distiller does: Filters lie on dimension 0, Channels on dimension 1, whatever the
+layer. The other two name the layer's true outputs and inputs: convolutions and linear layers store
+``outputs_first``, transposed convolutions ``inputs_first``.
+"""
+
+Criterion = Literal["Max", "Mean_Abs"]
+"""Size of a group: its largest magnitude, or the mean of its magnitudes."""
+
+GROUP_TYPES: dict[str, str] = {
+    "Elements": "Elements",
+    "0D": "Elements",
+    "Vectors": "Vectors",
+    "1D": "Vectors",
+    "Kernels": "Kernels",
+    "2D": "Kernels",
+    "Filters": "Filters",
+    "3D": "Filters",
+    "Channels": "Channels",
+    "Rows": "Rows",
+    "Cols": "Cols",
+    "4D": "4D",
+    "Blocks": "Blocks",
+}
+"""Names of group types in a schedule, each with the one that is used here."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a weight tensor falls into groups of equal size.
+
+    Args:
+        shape: The weight's shape.
+        view: The shape in which the groups are told apart; it has as many elements.
+        dims: Dimensions of ``view`` that number the groups; the others lie inside of a group.
+    """
+
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of groups."""
+        return math.prod(self.view[dim] for dim in self.dims)
+
+    @property
+    def size(self) -> int:
+        """The number of elements in a group."""
+        return math.prod(self.view) // self.count
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """Return the groups as rows of a matrix, shape (count, size)."""
+        inside = [dim for dim in range(len(self.view)) if dim not in self.dims]
+        return weight.reshape(self.view).permute(*self.dims, *inside).reshape(self.count, self.size)
+
+    def norms(self, weight: Tensor, order: float) -> Tensor:
+        """Return each group's norm: ``order`` 1, 2 or infinity; shape (count,)."""
+        if self.size == 1:
+            return weight.detach().abs().flatten()
+        return torch.linalg.vector_norm(self.gather(weight.detach()), order, dim=1)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Return one value a group, shape (count,), at the place of each of its elements: the weight's shape."""
+        ones = [self.view[dim] if dim in self.dims else 1 for dim in range(len(self.view))]
+        return values.reshape(ones).expand(self.view).reshape(self.shape)
+
+
+def group_name(group_type: object, allowed: Sequence[str]) -> str:
+    """Return the group type that a schedule's name means.
+
+    Args:
+        group_type: What the schedule says, such as ``Filters`` or ``3D``.
+        allowed: The group types that make sense there.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    names = [name for name, meaning in GROUP_TYPES.items() if meaning in allowed or name in allowed]
+    if not isinstance(group_type, str) or group_type not in names:
+        close = nearest(group_type, names) if isinstance(group_type, str) else ""
+        raise UserError(f"Expected a group type ({', '.join(names)}), got {group_type!r}.{close}")
+    return GROUP_TYPES[group_type]
+
+
+def find_grouping(
+    kind: str, shape: Sequence[int], axes: Axes = "stored", block_shape: Sequence[int] | None = None
+) -> Grouping:
+    """Return how a weight of a shape falls into groups.
+
+    Args:
+        kind: ``Elements``; ``Vectors``, the rows of each 2-D kernel; ``Kernels``, one for each pair of first two
+            indices; ``Filters``; ``Channels``; ``Rows`` and ``Cols`` of a matrix; ``4D``, the whole tensor; or
+            ``Blocks``.
+        shape: The weight's shape.
+        axes: Which dimension Filters and Channels lie on.
+        block_shape: For ``Blocks``: (repetitions, depth, 1, 1). ``repetitions * depth`` kernels that follow each
+            other in the stored tensor form a super block; in it, the elements at one place of the kernels are
+            a group.
+
+    Raises:
+        UserError: If a weight of this shape has no such groups.
+    """
+    found = tuple(shape)
+    if kind == "Blocks":
+        return _blocks(found, block_shape)
+    dims = _group_dims(kind, len(found), axes)
+    if dims is None:
+        fitting = [name for name in _RANKS if _group_dims(name, len(found), axes) is not None]
+        raise UserError(
+            f"Expected {_RANKS[kind]} for the group type {kind}, got one of shape {found}. Group types that fit "
+            f"it: {', '.join(fitting)}."
+        )
+    return Grouping(found, found, dims)
+
+
+_RANKS = {
+    "Elements": "a weight",
+    "Vectors": "a weight with four dimensions",
+    "Kernels": "a weight with four dimensions",
+    "Filters": "the weight of a convolution",
+    "Channels": "a weight with at least two dimensions",
+    "Rows": "a weight with two dimensions",
+    "Cols": "a weight with two dimensions",
+    "4D": "a weight with four dimensions",
+}
+
+
+def _group_dims(kind: str, rank: int, axes: Axes) -> tuple[int, ...] | None:
+    """Return the dimensions that number the groups, None if there are no such groups."""
+    outputs, inputs = (1, 0) if axes == "inputs_first" else (0, 1)
+    dims: dict[str, tuple[tuple[int, ...], bool]] = {
+        "Elements": (tuple(range(rank)), rank >= 1),
+        "Vectors": ((0, 1, 2), rank == 4),
+        "Kernels": ((0, 1), rank == 4),
+        "Filters": ((outputs,), rank >= (3 if axes == "stored" else 2)),
+        "Channels": ((inputs,), rank >= 2),
+        "Rows": ((0,), rank == 2),
+        "Cols": ((1,), rank == 2),
+        "4D": ((), rank == 4),
+    }
+    found, is_fitting = dims[kind]
+    return found if is_fitting else None
+
+
+def _blocks(shape: tuple[int, ...], block_shape: Sequence[int] | None) -> Grouping:
+    is_usable = (
+        isinstance(block_shape, Sequence)
+        and len(block_shape) == 4
+        and all(isinstance(item, int) and item >= 1 for item in block_shape)
+        and tuple(block_shape[2:]) == (1, 1)
+    )
+    if block_shape is None or not is_usable:
+        raise UserError(
+            f"Expected 'block_shape: [repetitions, depth, 1, 1]' for Blocks, got {block_shape!r}."
+        )
+    if len(shape) != 4:
+        raise UserError(f"Expected a weight with four dimensions for Blocks, got one of shape {shape}.")
+    block = block_shape[0] * block_shape[1]
+    kernels, kernel = shape[0] * shape[1], shape[2] * shape[3]
+    if block_shape[1] > 1:
+        view = (kernels // block, block, kernel)
+    else:
+        view = (shape[0] // block, block, shape[1] * kernel)
+    if math.prod(view) != math.prod(shape):
+        raise UserError(
+            f"Expected a block shape that divides the weight of shape {shape} exactly, got {list(block_shape)}."
+        )
+    return Grouping(shape, view, (0, 2))
+
+
+def threshold_groups(
+    weight: Tensor, kind: str, threshold: float, criterion: Criterion, axes: Axes = "stored"
+) -> Tensor:
+    """Return a mask that drops the groups whose size is at most a threshold.
+
+    Args:
+        weight: Any shape that has such groups.
+        kind: See `find_grouping`.
+        threshold: Largest size that is dropped.
+        criterion: What a group's size is.
+        axes: Which dimension Filters and Channels lie on.
+
+    Returns:
+        Zeros and ones of the shape, type and device of ``weight``.
+
+    Raises:
+        UserError: If the weight has no such groups, or the criterion is none.
+    """
+    if criterion not in get_args(Criterion):
+        raise UserError(f"Expected one of {', '.join(get_args(Criterion))}, got {criterion!r}.")
+    grouping = find_grouping(kind, weight.shape, axes)
+    sizes = grouping.norms(weight, math.inf if criterion == "Max" else 1)
+    if criterion == "Mean_Abs":
+        sizes = sizes / grouping.size
+    return torch.empty_like(weight).copy_(grouping.expand(sizes > threshold))
