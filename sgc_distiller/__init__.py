@@ -35,9 +35,9 @@ from sgc_distiller.policies import (
     LossComponent,
     LRPolicy,
     PolicyLoss,
-    PruningPolicy,
     ScheduledTrainingPolicy,
 )
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.schedule import dict_config, file_config
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.supervision import Supervision

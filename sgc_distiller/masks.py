@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["MaskSet", "ParameterMasker", "keep_largest", "sparsity_table"]
+__all__ = ["MaskSet", "ParameterMasker", "drop_smallest", "keep_largest", "sparsity_table"]
+
+
+def drop_smallest(scores: Tensor, count: int) -> Tensor:
+    """Return which elements are dropped: exactly ``count`` of them, the lowest index first among equals."""
+    dropped = torch.zeros_like(scores, dtype=torch.bool)
+    dropped[scores.argsort(stable=True)[:count]] = True
+    return dropped
 
 
 def keep_largest(weight: Tensor, drop_count: int, mask: Tensor | None = None) -> Tensor:
@@ -54,6 +61,9 @@ class ParameterMasker:
         self.unmasked_copy: Tensor | None = None
         self.backward_hook_handle: RemovableHandle | None = None
         self.gradient_holders = 0
+        self.statistics: dict[
+            str, Tensor
+        ] = {}  # what pruners measured of the weights when they first saw them
         self.changed = changed
         self._mask: Tensor | None = None
         self._use_double_copies = False

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.structures import Axes
 
-__all__ = ["canonical", "find_names", "find_all_names", "is_pattern", "prunable_names"]
+__all__ = ["canonical", "find_all_names", "find_names", "is_pattern", "layer_axes", "prunable_names"]
 
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 _SHOWN = 8
@@ -28,12 +29,30 @@ def is_pattern(name: str) -> bool:
 
 def prunable_names(model: nn.Module) -> list[str]:
     """Return the names of the weights of convolutions, transposed convolutions and linear layers."""
-    owners = {
-        f"{path}.weight" if path else "weight"
+    owners = _layers(model)
+    return [name for name, _ in model.named_parameters() if name in owners]
+
+
+def layer_axes(model: nn.Module) -> dict[str, Axes]:
+    """Return how the weights of convolutions, transposed convolutions and linear layers are stored, by name.
+
+    Transposed convolutions with groups are left out: no dimension of theirs numbers the outputs.
+    """
+    axes: dict[str, Axes] = {}
+    for name, module in _layers(model).items():
+        if not isinstance(module, _ConvTransposeNd):
+            axes[name] = "outputs_first"
+        elif module.groups == 1:
+            axes[name] = "inputs_first"
+    return axes
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        f"{path}.weight" if path else "weight": module
         for path, module in model.named_modules()
         if isinstance(module, (_ConvNd, nn.Linear))
     }
-    return [name for name, _ in model.named_parameters() if name in owners]
 
 
 def find_names(model: nn.Module, asked: str, spared: Collection[str] = ()) -> list[str]:

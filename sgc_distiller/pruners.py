@@ -1,28 +1,40 @@
-"""Pruners: how much of a parameter goes in an epoch, and which of its elements."""
+"""What all pruners share: the weights they mean, and how much is to be pruned in an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sgc_distiller import checks
 from sgc_distiller.epochs import last_active_epoch
-from sgc_distiller.masks import ParameterMasker, keep_largest
-from sgc_distiller.names import find_all_names, find_names
+from sgc_distiller.masks import ParameterMasker
+from sgc_distiller.names import find_all_names, find_names, is_pattern, layer_axes
+from sgc_distiller.seeding import RandomStreams
+from sgc_distiller.structures import Axes
 
 __all__ = [
-    "AutomatedGradualPruner",
-    "ElementPruner",
-    "SparsityLevelParameterPruner",
-    "checked_levels",
-    "find_levels",
+    "ConstantRate",
+    "Convention",
+    "GradualRate",
+    "Pruner",
+    "Rate",
+    "checked_values",
+    "checked_weights",
+    "find_values",
     "gradual_target",
 ]
 
+Convention = Literal["stored", "module"]
+"""Whether Filters and Channels are dimensions 0 and 1 of the stored weight, or the layer's outputs and
+inputs."""
 
-def gradual_target(initial: float, final: float, meta: Mapping[str, Any]) -> float:
+Maskers = Mapping[str, ParameterMasker]
+Meta = Mapping[str, Any]
+
+
+def gradual_target(initial: float, final: float, meta: Meta) -> float:
     """Return the sparsity that gradual pruning asks for in an epoch (Zhu and Gupta, arXiv 1710.01878).
 
     Args:
@@ -55,108 +67,40 @@ def gradual_target(initial: float, final: float, meta: Mapping[str, Any]) -> flo
     return float(final + (initial - final) * (1.0 - (meta["current_epoch"] - start) / span) ** 3)
 
 
-class ElementPruner:
-    """Prunes single elements: those smallest in magnitude, exactly ``int(target * size)`` of them.
-
-    1. `bind` finds the parameters that the pruner's names and patterns mean, once for a model.
-    2. `target` says how much of a parameter is to be pruned in an epoch.
-    3. `set_param_mask` sets the mask.
+class ConstantRate:
+    """The same sparsity in every active epoch.
 
     Args:
-        name: Name of the pruner in the schedule.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._bound_to: nn.Module | None = None
-
-    def bind(self, model: nn.Module, spared: Collection[str] = ()) -> None:
-        """Find the parameters of ``model`` that are pruned; nothing happens if that was done before.
-
-        Args:
-            model: The model that is pruned.
-            spared: Parameters that no pattern matches.
-
-        Raises:
-            UserError: If a name or a pattern fits none.
-        """
-        if self._bound_to is not model:
-            self._find(model, spared)
-            self._bound_to = model
-
-    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
-        raise NotImplementedError
-
-    def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
-        """Return the sparsity asked for, in [0, 1]; 0 leaves the parameter as it is."""
-        raise NotImplementedError
-
-    def check_epochs(self, meta: Mapping[str, Any]) -> None:
-        """Refuse epochs with which this pruner cannot work, with a `UserError`."""
-
-    def set_param_mask(
-        self,
-        param: Tensor,
-        param_name: str,
-        zeros_mask_dict: Mapping[str, ParameterMasker],
-        meta: Mapping[str, Any],
-    ) -> None:
-        """Set the mask of one parameter for the current epoch.
-
-        Args:
-            param: The parameter's weights as they are now.
-            param_name: Its name in the model.
-            zeros_mask_dict: Maskers by parameter name.
-            meta: Epochs of the policy, see `gradual_target`.
-        """
-        drop_count = int(self.target(param_name, meta) * param.numel())
-        if drop_count > 0:
-            masker = zeros_mask_dict[param_name]
-            masker.mask = keep_largest(param, drop_count, masker.mask)
-
-
-class SparsityLevelParameterPruner(ElementPruner):
-    """Prunes each parameter to a level of its own.
-
-    Args:
-        name: Name of the pruner in the schedule.
-        levels: Sparsity in [0, 1] by parameter name or shell pattern. ``'*'`` is the level of every other
-            parameter of the model, biases and norms included.
+        sparsity: In [0, 1].
+        argument: Name of the argument that says so.
 
     Raises:
-        UserError: If there are no levels, or one is outside [0, 1].
+        UserError: If it is outside [0, 1].
     """
 
-    def __init__(self, name: str, levels: Mapping[str, float]) -> None:
-        super().__init__(name)
-        self._asked = checked_levels(levels)
-        self.levels: Mapping[str, float] = dict(self._asked)
+    def __init__(self, sparsity: float, argument: str = "desired_sparsity") -> None:
+        self.sparsity = checks.fraction(sparsity, argument)
 
-    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
-        self.levels = find_levels(model, self._asked, spared)
+    def target(self, meta: Meta) -> float:
+        """Return the epoch's sparsity."""
+        return self.sparsity
 
-    def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
-        """Return the parameter's level, else that of ``'*'``, else 0."""
-        return self.levels.get(param_name, self.levels.get("*", 0.0))
+    def check_epochs(self, meta: Meta) -> None:
+        """Accept any epochs."""
 
 
-class AutomatedGradualPruner(ElementPruner):
-    """Prunes a little more in each active epoch, from an initial to a final sparsity; see `gradual_target`.
+class GradualRate:
+    """A little more in each active epoch; see `gradual_target`.
 
     Args:
-        name: Name of the pruner in the schedule.
         initial_sparsity: Sparsity of the first active epoch, in [0, 1].
         final_sparsity: Sparsity of the last active epoch, in [0, 1], greater than the initial one.
-        weights: Names or shell patterns of the parameters.
 
     Raises:
-        UserError: If the sparsities are not in order, or no weights are named.
+        UserError: If the sparsities are not in order.
     """
 
-    def __init__(
-        self, name: str, initial_sparsity: float, final_sparsity: float, weights: Sequence[str]
-    ) -> None:
-        super().__init__(name)
+    def __init__(self, initial_sparsity: float, final_sparsity: float) -> None:
         self.initial_sparsity = checks.fraction(initial_sparsity, "initial_sparsity")
         self.final_sparsity = checks.fraction(final_sparsity, "final_sparsity")
         if self.final_sparsity <= self.initial_sparsity:
@@ -165,26 +109,97 @@ class AutomatedGradualPruner(ElementPruner):
                 f"{self.final_sparsity:g}.",
                 "final_sparsity",
             )
-        self._asked = _checked_weights(weights)
-        self.weights = list(self._asked)
 
-    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
-        self.weights = find_all_names(model, self._asked, spared)
-
-    def check_epochs(self, meta: Mapping[str, Any]) -> None:
-        """Refuse a list of epochs and a single active epoch."""
-        gradual_target(
-            self.initial_sparsity, self.final_sparsity, {**meta, "current_epoch": meta["starting_epoch"]}
-        )
-
-    def target(self, param_name: str, meta: Mapping[str, Any]) -> float:
-        """Return the epoch's sparsity for the listed weights, and 0 for all others."""
-        if param_name not in self.weights:
-            return 0.0
+    def target(self, meta: Meta) -> float:
+        """Return the epoch's sparsity."""
         return gradual_target(self.initial_sparsity, self.final_sparsity, meta)
 
+    def check_epochs(self, meta: Meta) -> None:
+        """Refuse a list of epochs and a single active epoch."""
+        self.target({**meta, "current_epoch": meta["starting_epoch"]})
 
-def _checked_weights(weights: Sequence[str]) -> list[str]:
+
+Rate = ConstantRate | GradualRate
+
+
+class Pruner:
+    """Computes the masks of some of a model's parameters.
+
+    1. `bind` finds the parameters that the pruner's names and patterns mean, once for a model.
+    2. `set_masks` sets their masks, when an epoch begins and wherever a policy asks for it; by default it
+       calls `set_param_mask`, which has Distiller's name and arguments, for one parameter after the other.
+
+    A pruner that can say in advance how much it prunes has ``target(param_name, meta)``, a sparsity in
+    [0, 1].
+
+    Args:
+        name: Name of the pruner in the schedule.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.streams = RandomStreams()
+        self._bound_to: nn.Module | None = None
+        self._axes: dict[str, Axes] = {}
+
+    def bind(self, model: nn.Module, spared: Collection[str] = (), convention: Convention = "stored") -> None:
+        """Find the parameters of ``model`` that are pruned; nothing happens if that was done before.
+
+        Args:
+            model: The model that is pruned.
+            spared: Parameters that no pattern matches.
+            convention: What Filters and Channels of a weight are.
+
+        Raises:
+            UserError: If a name or a pattern fits none, or a weight has no such structures.
+        """
+        if self._bound_to is not model:
+            self._axes = layer_axes(model) if convention == "module" else {}
+            self._find(model, spared)
+            self._bound_to = model
+
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
+        raise NotImplementedError
+
+    def axes_of(self, param_name: str) -> Axes:
+        """Return how the dimensions of a bound parameter are read."""
+        return self._axes.get(param_name, "stored")
+
+    def check_epochs(self, meta: Meta) -> None:
+        """Refuse epochs with which this pruner cannot work, with a `UserError`."""
+
+    def set_masks(self, weights: Mapping[str, Tensor], zeros_mask_dict: Maskers, meta: Meta) -> None:
+        """Set the masks for the current epoch.
+
+        Args:
+            weights: All parameters of the model as they are ranked, in the model's order.
+            zeros_mask_dict: Maskers by parameter name.
+            meta: Epochs of the policy, see `gradual_target`, and ``model``.
+        """
+        for param_name, param in weights.items():
+            self.set_param_mask(param, param_name, zeros_mask_dict, meta)
+
+    def set_param_mask(self, param: Tensor, param_name: str, zeros_mask_dict: Maskers, meta: Meta) -> None:
+        """Set the mask of one parameter for the current epoch; one that is not pruned is left alone.
+
+        Args:
+            param: The parameter's weights as they are now.
+            param_name: Its name in the model.
+            zeros_mask_dict: Maskers by parameter name.
+            meta: Epochs of the policy, see `gradual_target`, and ``model``.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the masks; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+
+
+def checked_weights(weights: Sequence[str]) -> list[str]:
+    """Return ``weights`` as a new list of names and patterns, or refuse them with a `UserError`."""
     wanted = "a list of names or patterns of weights"
     if isinstance(weights, str):
         raise checks.ArgumentError(
@@ -202,41 +217,77 @@ def _checked_weights(weights: Sequence[str]) -> list[str]:
     return list(weights)
 
 
-def checked_levels(levels: Mapping[str, float]) -> dict[str, float]:
-    """Return ``levels`` as a new dictionary, or refuse them with a `UserError`."""
-    if not isinstance(levels, Mapping) or not levels:
-        raise checks.ArgumentError(
-            f"Expected a level for at least one weight, such as {{'main.*.weight': 0.5}}, got {levels!r}.",
-            "levels",
-        )
-    return {str(name): checks.fraction(level, "levels", str(name)) for name, level in levels.items()}
+def checked_values(
+    values: Mapping[str, Any], argument: str, check: Callable[..., Any], example: str
+) -> dict[str, Any]:
+    """Return a mapping of names or patterns to values as a new dictionary, or refuse it.
 
-
-def find_levels(
-    model: nn.Module, levels: Mapping[str, float], spared: Collection[str] = ()
-) -> dict[str, float]:
-    """Return ``levels`` by the parameters' own names.
-
-    A parameter named in full keeps its own level, whatever patterns fit it; ``'*'`` stays as it is.
+    Args:
+        values: What the schedule says.
+        argument: Name of the argument, such as ``levels``.
+        check: Called with each value, the argument and the name; returns the value or refuses it.
+        example: An entry, such as ``'main.*.weight': 0.5``.
 
     Raises:
-        UserError: If an entry fits no parameter, or two entries give one parameter different levels.
+        UserError: If it is no such mapping, or a value is refused.
     """
-    found: dict[str, tuple[str, float]] = {}
-    patterns: dict[str, tuple[str, float]] = {}
-    for asked, level in levels.items():
+    if not isinstance(values, Mapping) or not values:
+        raise checks.ArgumentError(
+            f"Expected at least one entry by the name of a weight, such as {{{example}}}, got {values!r}.",
+            argument,
+        )
+    return {str(name): check(value, argument, str(name)) for name, value in values.items()}
+
+
+def find_values(
+    model: nn.Module, values: Mapping[str, Any], argument: str, spared: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return ``values`` by the parameters' own names.
+
+    A parameter named in full keeps its own value, whatever patterns fit it; ``'*'`` stays as it is.
+
+    Raises:
+        UserError: If an entry fits no parameter, or two entries give one parameter different values.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    patterns: dict[str, tuple[str, Any]] = {}
+    for asked, value in values.items():
         if asked == "*":
-            found["*"] = (asked, level)
+            found["*"] = (asked, value)
             continue
         names = find_names(model, asked, spared)
-        target = found if len(names) == 1 and not any(sign in asked for sign in "*?[") else patterns
+        target = found if len(names) == 1 and not is_pattern(asked) else patterns
         for name in names:
-            other, other_level = target.get(name, (asked, level))
-            if other_level != level:
+            other, other_value = target.get(name, (asked, value))
+            if other_value != value:
                 raise checks.ArgumentError(
-                    f"Expected one level for {name!r}, got {level:g} and, from {other!r}, {other_level:g}.",
-                    "levels",
+                    f"Expected one value for {name!r}, got {value} and, from {other!r}, {other_value}.",
+                    argument,
                     asked,
                 )
-            target[name] = (asked, level)
-    return {name: level for name, (_, level) in {**patterns, **found}.items()}
+            target[name] = (asked, value)
+    return {name: value for name, (_, value) in {**patterns, **found}.items()}
+
+
+class ListedPruner(Pruner):
+    """A pruner of weights that are listed by names and patterns.
+
+    Args:
+        name: Name of the pruner in the schedule.
+        weights: Names or shell patterns of the parameters.
+
+    Raises:
+        UserError: If no weights are listed.
+    """
+
+    def __init__(self, name: str, weights: Sequence[str]) -> None:
+        super().__init__(name)
+        self._asked = checked_weights(weights)
+        self.weights = list(self._asked)
+
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
+        self.weights = find_all_names(model, self._asked, spared)
+
+    def named_in_full(self, param_name: str) -> bool:
+        """Return whether a parameter is listed by its name and not by a pattern."""
+        return param_name in self._asked

@@ -14,7 +14,8 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
 from sgc_distiller.names import canonical, find_names
-from sgc_distiller.policies import LRPolicy, PruningPolicy
+from sgc_distiller.policies import LRPolicy
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.supervision import Supervision, unwrapped

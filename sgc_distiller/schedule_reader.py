@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sgc_distiller.element_pruners import ELEMENT_PRUNERS
 from sgc_distiller.epochs import active_epochs
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
+from sgc_distiller.filter_pruners import FILTER_PRUNERS
 from sgc_distiller.loss_policies import LOSS_POLICIES
 from sgc_distiller.lr_schedulers import LR_SCHEDULERS, rehearse
-from sgc_distiller.policies import PruningPolicy
-from sgc_distiller.pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
+from sgc_distiller.pruning_policy import PruningPolicy
+from sgc_distiller.ranked_pruners import STRUCTURE_PRUNERS
 from sgc_distiller.yaml_source import Node
 
 __all__ = ["CLASSES", "InstanceSpec", "PolicySpec", "ScheduleSpec", "read_spec"]
 
 CLASSES: dict[str, dict[str, type]] = {
-    "pruners": {
-        "AutomatedGradualPruner": AutomatedGradualPruner,
-        "SparsityLevelParameterPruner": SparsityLevelParameterPruner,
-    },
+    "pruners": {cls.__name__: cls for cls in (*ELEMENT_PRUNERS, *STRUCTURE_PRUNERS, *FILTER_PRUNERS)},
     "lr_schedulers": LR_SCHEDULERS,
     "extensions": LOSS_POLICIES,
 }

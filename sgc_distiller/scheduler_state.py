@@ -123,6 +123,7 @@ def _masker_state(masker: ParameterMasker) -> dict[str, Any]:
         "mask_on_forward_only": masker.mask_on_forward_only,
         "gradient_holders": masker.gradient_holders,
         "unmasked_copy": masker.unmasked_copy,
+        "statistics": dict(masker.statistics),
     }
     return {key: value for key, value in state.items() if isinstance(value, Tensor) or value}
 
@@ -135,6 +136,7 @@ def _load_masker(
     masker.mask_on_forward_only = state.get("mask_on_forward_only", False)
     copy = state.get("unmasked_copy")
     masker.unmasked_copy = None if copy is None else copy.to(param.device, copy=True)
+    masker.statistics = {key: value.to(param.device) for key, value in state.get("statistics", {}).items()}
     while masker.gradient_holders:
         masker.release_gradient()
     for _ in range(state.get("gradient_holders", 0)):

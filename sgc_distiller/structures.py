@@ -12,13 +12,22 @@ from torch import Tensor
 
 from sgc_distiller.errors import UserError, nearest
 
-__all__ = ["Axes", "Criterion", "GROUP_TYPES", "Grouping", "find_grouping", "group_name", "threshold_groups"]
+__all__ = [
+    "Axes",
+    "Criterion",
+    "GROUP_TYPES",
+    "Grouping",
+    "find_grouping",
+    "group_name",
+    "keep_n_of_m",
+    "threshold_groups",
+]
 
 Axes = Literal["stored", "outputs_first", "inputs_first"]
 """How the first two dimensions of a weight are read.
 
-``stored`` reads the tensor as Distiller does: Filters lie on dimension 0, Channels on dimension 1, whatever the
-layer. The other two name the layer's true outputs and inputs: convolutions and linear layers store
+``stored`` reads the tensor as Distiller does: Filters lie on dimension 0, Channels on dimension 1, whatever
+the layer. The other two name the layer's true outputs and inputs: convolutions and linear layers store
 ``outputs_first``, transposed convolutions ``inputs_first``.
 """
 
@@ -76,10 +85,11 @@ class Grouping:
         """Return each group's norm: ``order`` 1, 2 or infinity; shape (count,)."""
         if self.size == 1:
             return weight.detach().abs().flatten()
-        return torch.linalg.vector_norm(self.gather(weight.detach()), order, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.gather(weight.detach()), order, dim=1)
+        return norms
 
     def expand(self, values: Tensor) -> Tensor:
-        """Return one value a group, shape (count,), at the place of each of its elements: the weight's shape."""
+        """Return one value a group, shape (count,), at each of its elements: the weight's shape."""
         ones = [self.view[dim] if dim in self.dims else 1 for dim in range(len(self.view))]
         return values.reshape(ones).expand(self.view).reshape(self.shape)
 
@@ -107,14 +117,14 @@ def find_grouping(
     """Return how a weight of a shape falls into groups.
 
     Args:
-        kind: ``Elements``; ``Vectors``, the rows of each 2-D kernel; ``Kernels``, one for each pair of first two
-            indices; ``Filters``; ``Channels``; ``Rows`` and ``Cols`` of a matrix; ``4D``, the whole tensor; or
-            ``Blocks``.
+        kind: ``Elements``; ``Vectors``, the rows of each 2-D kernel; ``Kernels``, one for each pair of first
+            two indices; ``Filters``; ``Channels``; ``Rows`` and ``Cols`` of a matrix; ``4D``, the whole
+            tensor; or ``Blocks``.
         shape: The weight's shape.
         axes: Which dimension Filters and Channels lie on.
-        block_shape: For ``Blocks``: (repetitions, depth, 1, 1). ``repetitions * depth`` kernels that follow each
-            other in the stored tensor form a super block; in it, the elements at one place of the kernels are
-            a group.
+        block_shape: For ``Blocks``: (repetitions, depth, 1, 1). ``repetitions * depth`` kernels that follow
+            each other in the stored tensor form a super block; in it, the elements at one place of the
+            kernels are a group.
 
     Raises:
         UserError: If a weight of this shape has no such groups.
@@ -126,8 +136,8 @@ def find_grouping(
     if dims is None:
         fitting = [name for name in _RANKS if _group_dims(name, len(found), axes) is not None]
         raise UserError(
-            f"Expected {_RANKS[kind]} for the group type {kind}, got one of shape {found}. Group types that fit "
-            f"it: {', '.join(fitting)}."
+            f"Expected {_RANKS[kind]} for the group type {kind}, got one of shape {found}. Group types "
+            f"that fit it: {', '.join(fitting)}."
         )
     return Grouping(found, found, dims)
 
@@ -182,7 +192,8 @@ def _blocks(shape: tuple[int, ...], block_shape: Sequence[int] | None) -> Groupi
         view = (shape[0] // block, block, shape[1] * kernel)
     if math.prod(view) != math.prod(shape):
         raise UserError(
-            f"Expected a block shape that divides the weight of shape {shape} exactly, got {list(block_shape)}."
+            f"Expected a block shape that divides the weight of shape {shape} exactly, got "
+            f"{list(block_shape)}."
         )
     return Grouping(shape, view, (0, 2))
 
@@ -212,3 +223,24 @@ def threshold_groups(
     if criterion == "Mean_Abs":
         sizes = sizes / grouping.size
     return torch.empty_like(weight).copy_(grouping.expand(sizes > threshold))
+
+
+def keep_n_of_m(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
+    """Return a mask that keeps the ``n`` largest magnitudes of each ``m`` neighbours along a dimension.
+
+    Of equal magnitudes, those with the lowest indices go first.
+
+    Args:
+        weight: Any shape whose size along ``dim`` is a multiple of ``m``.
+        n: From 0 to ``m``.
+        m: Size of a group; groups begin at index 0.
+        dim: Along which elements are neighbours.
+
+    Returns:
+        Zeros and ones of the shape, type and device of ``weight``.
+    """
+    moved = weight.detach().abs().movedim(dim, -1)
+    groups = moved.reshape(-1, m)
+    dropped = groups.argsort(dim=1, stable=True)[:, : m - n]
+    mask = torch.ones_like(groups).scatter_(1, dropped, 0.0).reshape(moved.shape)
+    return mask.movedim(-1, dim).contiguous()

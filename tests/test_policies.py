@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from sgc_distiller.element_pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
 from sgc_distiller.errors import UserError
-from sgc_distiller.policies import LRPolicy, PruningPolicy
-from sgc_distiller.pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
+from sgc_distiller.policies import LRPolicy
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.scheduler import CompressionScheduler
 
 
@@ -214,10 +215,6 @@ class TestPruningPolicy:
             ),
             ({"mini_batch_pruning_frequency": True}, "mini_batch_pruning_frequency: Expected a whole number"),
             ({"mask_gradients": True}, "mask_gradients: Expected 'mask_on_forward_only: true' beside"),
-            (
-                {"fold_batchnorm": True},
-                "fold_batchnorm: Expected no 'fold_batchnorm': .* is not supported. Leave it out",
-            ),
             ({"levels": {"w": 0.5}}, "levels: Expected a pruner with levels, .* got Counting"),
             ({"levels": {"w": 2}}, r"levels\.w: Expected a number between 0 and 1, got 2"),
             ([1], r"Expected options by name, got \[1\]"),

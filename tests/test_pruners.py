@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sgc_distiller.element_pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import MaskSet
 from sgc_distiller.names import find_names
-from sgc_distiller.pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
 
 
 class Generator(nn.Module):
@@ -163,7 +163,7 @@ class TestSparsityLevelParameterPruner:
 
     def test_two_levels_for_one_parameter_are_refused(self):
         with pytest.raises(
-            UserError, match=r"levels\.\*.weight: Expected one level for 'up.0.weight', got 0.2 and, from"
+            UserError, match=r"levels\.\*.weight: Expected one value for 'up.0.weight', got 0.2 and, from"
         ):
             self.levels({"up.*": 0.1, "*.weight": 0.2})
 
@@ -185,8 +185,8 @@ class TestSparsityLevelParameterPruner:
     @pytest.mark.parametrize(
         ("levels", "message"),
         [
-            ({}, "levels: Expected a level for at least one weight, .* got {}"),
-            ([0.5], r"levels: Expected a level for at least one weight, .* got \[0.5\]"),
+            ({}, "levels: Expected at least one entry by the name of a weight, .* got {}"),
+            ([0.5], r"levels: Expected at least one entry by the name of a weight, .* got \[0.5\]"),
             ({"w": 1.5}, r"levels\.w: Expected a number between 0 and 1, got 1.5"),
             ({"w": -0.5}, r"levels\.w: Expected a number between 0 and 1, got -0.5"),
             ({"w": None}, r"levels\.w: Expected a number between 0 and 1, got None"),

@@ -16,7 +16,8 @@ from torch import nn
 from sgc_distiller.errors import ScheduleError, UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import PolynomialLR
-from sgc_distiller.policies import LRPolicy, PruningPolicy, ScheduledTrainingPolicy
+from sgc_distiller.policies import LRPolicy, ScheduledTrainingPolicy
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.schedule import CLASSES, Schedule, dict_config, file_config, read_schedule
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.supervision import Supervision
@@ -136,8 +137,8 @@ class TestReading:
             2,
         ]  # the first of the list counts
         first, second = (policy.pruner for policy in scheduler.policies[2])
-        assert (first.initial_sparsity, first.final_sparsity, first.weights) == (0.1, 0.5, ["conv.weight"])
-        assert (second.initial_sparsity, second.final_sparsity, second.weights) == (0.1, 0.9, ["fc.weight"])
+        assert (first.rate.initial_sparsity, first.rate.final_sparsity, first.weights) == (0.1, 0.5, ["conv.weight"])
+        assert (second.rate.initial_sparsity, second.rate.final_sparsity, second.weights) == (0.1, 0.9, ["fc.weight"])
 
     @pytest.mark.parametrize(
         ("written", "value"),
@@ -243,7 +244,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "no levels": (
         replaced("{fc.weight: 0.25}", "{}"),
-        "4: pruners.level.levels: Expected a level for at least one",
+        "4: pruners.level.levels: Expected at least one entry by the name of a weight",
     ),
     "weights are a text": (
         replaced("[conv.weight]", "conv.weight"),
@@ -318,10 +319,6 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "unknown option": (
         replaced("keep_mask", "keep_masks"),
         r"16: policies\[2\].pruner.args.keep_masks: Expected an option .* Did you mean 'keep_mask'",
-    ),
-    "folded norms": (
-        replaced("keep_mask: true", "fold_batchnorm: true"),
-        r"16: policies\[2\].pruner.args.fold_batchnorm: Expected no 'fold_batchnorm': .* not supported",
     ),
     "options that do not go together": (
         replaced("keep_mask: true", "mask_gradients: true"),
@@ -495,7 +492,7 @@ class TestMistakes:
             (
                 "{fc.weight: 0.25}",
                 "{'fc.*': 0.1, '*.weight': 0.25}",
-                "4: pruners.level.levels.*: Expected one level for 'fc.weight'",
+                "4: pruners.level.levels.*: Expected one value for 'fc.weight'",
             ),
             (
                 "keep_mask: true",

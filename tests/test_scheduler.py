@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgc_distiller.element_pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import ParameterMasker
-from sgc_distiller.policies import LossComponent, PolicyLoss, PruningPolicy, ScheduledTrainingPolicy
-from sgc_distiller.pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
+from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingPolicy
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.schedule import dict_config
 from sgc_distiller.scheduler import CompressionScheduler
 
