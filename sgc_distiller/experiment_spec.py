@@ -82,6 +82,9 @@ class GanSpec:
         output_layer: Whether patterns match the weights of the generator's output layers: ``pruned`` as in
             the paper, or ``dense``. A weight that is named in full is pruned either way.
         lr: Learning rate of both networks; by default the baseline's.
+        filter_axis: What Filters and Channels are: of the ``module`` its outputs and inputs, so that a
+            filter's bias and norm are pruned with it; or, ``stored``, dimensions 0 and 1 of the weight as in
+            Distiller.
 
     Raises:
         UserError: If a value is not one of these.
@@ -94,6 +97,7 @@ class GanSpec:
     epochs: int | None = None
     output_layer: str = "pruned"
     lr: float | None = None
+    filter_axis: str = "module"
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -102,5 +106,6 @@ class GanSpec:
         if self.epochs is not None:
             checks.integer(self.epochs, "epochs", low=1)
         checks.one_of(self.output_layer, ("pruned", "dense"), "output_layer")
+        checks.one_of(self.filter_axis, ("module", "stored"), "filter_axis")
         if self.lr is not None:
             checks.number(self.lr, "lr", low=0.0, open_low=True)

@@ -165,6 +165,10 @@ class Pruner:
         """Return how the dimensions of a bound parameter are read."""
         return self._axes.get(param_name, "stored")
 
+    def structures(self) -> dict[str, str]:
+        """Return the group type by the name of each weight that is pruned by structures."""
+        return {}
+
     def check_epochs(self, meta: Meta) -> None:
         """Refuse epochs with which this pruner cannot work, with a `UserError`."""
 

@@ -12,13 +12,10 @@ from torch.optim import Optimizer
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
-from sgc_distiller.lr_schedulers import make_lr_scheduler
-from sgc_distiller.names import canonical, find_names
-from sgc_distiller.policies import LRPolicy
-from sgc_distiller.pruning_policy import PruningPolicy
-from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
+from sgc_distiller.schedule_builder import PolicyBuilder
+from sgc_distiller.schedule_plan import sparsity_plan
+from sgc_distiller.schedule_reader import CLASSES, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
-from sgc_distiller.supervision import Supervision, unwrapped
 from sgc_distiller.yaml_source import Node, read_dict, read_file
 
 __all__ = [
@@ -41,34 +38,44 @@ class Schedule:
     Args:
         root: The schedule's values and their places.
         text: The file's text, or an empty text.
+        part_of: The experiment of the file in which this is the discriminator's own schedule.
 
     Attributes:
         source: File name, or ``<dict>``.
         text: The file's text, or an empty text.
         gan: The ``gan:`` section, or None where there is none.
+        discriminator: The discriminator's own schedule, or None.
         epochs: How many epochs the schedule needs.
 
     Raises:
         ScheduleError: If there is a mistake in it.
     """
 
-    def __init__(self, root: Node, text: str = "") -> None:
-        spec = read_spec(root)
+    def __init__(self, root: Node, text: str = "", part_of: GanSpec | None = None) -> None:
+        spec = read_spec(root, is_part=part_of is not None)
         self._root = root
         self.source = root.source
         self.text = text
         self.gan: GanSpec | None = spec.gan
+        self._experiment = part_of or spec.gan
+        self._is_part = part_of is not None
+        self.policies = spec.policies
+        self.discriminator: Schedule | None = None
+        if spec.discriminator is not None:
+            self.discriminator = Schedule(spec.discriminator, part_of=spec.gan)
         needed: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
-        self.epochs = self.gan.epochs if self.gan and self.gan.epochs else needed
+        needed = max(needed, self.discriminator.epochs if self.discriminator else 0)
+        self.epochs: int = self.gan.epochs if self.gan and self.gan.epochs else needed
         if self.epochs < needed:
             raise (
                 root.child("gan")
                 .child("epochs")
                 .error(f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.")
             )
-        self._policies = spec.policies
         for name in spec.unused:
             log.warning("%s: %s is declared, but no policy uses it.", self.source, name)
+        if not spec.policies:
+            log.warning("%s: the list of policies is empty, so nothing will happen.", self.source)
 
     @classmethod
     def from_dict(cls, schedule: Mapping[str, Any]) -> Schedule:
@@ -81,6 +88,7 @@ class Schedule:
         optimizer: Optimizer | None = None,
         scheduler: CompressionScheduler | None = None,
         resumed_epoch: int | None = None,
+        seed: int | None = None,
     ) -> CompressionScheduler:
         """Return a scheduler with this schedule's policies for a model.
 
@@ -92,175 +100,39 @@ class Schedule:
             optimizer: The optimizer of its parameters; only learning-rate schedules need it.
             scheduler: A scheduler to add the policies to, in place of a new one; its model counts.
             resumed_epoch: The last epoch that was trained, None for a new run.
+            seed: Seed of what pruners draw at random; None to go on from the global generators of Python,
+                NumPy and torch as Distiller does.
 
         Raises:
             ScheduleError: If a name or a pattern fits no parameter, an object cannot be made, or policies
                 contradict each other.
         """
-        made: dict[int, Any] = {}
         added = scheduler if scheduler is not None else CompressionScheduler(model)
-        model = added.model
-        spared = self._spared(model)
-        policies = [policy for policy in self._policies if policy.section != "lr_schedulers"]
-        built = [(policy, self._make_policy(policy, model, spared, made)) for policy in policies]
-        built += [
-            (policy, self._make_lr_policy(policy, optimizer, resumed_epoch, made))
-            for policy in self._policies
-            if policy.section == "lr_schedulers"
-        ]
-        _check_modes(built)
-        for policy, instance in built:
+        builder = self._builder(added.model, seed)
+        for policy, instance, epochs in builder.build(self.policies, optimizer, resumed_epoch):
             try:
-                added.add_policy(instance, **policy.epochs)
+                added.add_policy(instance, **epochs)
             except UserError as error:
-                raise policy.node.error(error) from error
+                raise (self._root if policy is None else policy.node).error(error) from error
         log.info("The schedule %s runs in sgc_distiller's own runtime.", self.source)
         return added
 
-    def sparsity_plan(self, model: nn.Module, epochs: int | None = None) -> list[dict[str, float]]:
-        """Return the sparsity that is asked of each pruned parameter in each epoch.
+    def _builder(self, model: nn.Module, seed: int | None = None) -> PolicyBuilder:
+        place = self._root.child("gan") if self.gan is not None else self._root
+        return PolicyBuilder(model, self._experiment, not self._is_part, place, seed)
 
-        Masks stay after the last epoch of their policy. Where they are used on the forward pass only, an
-        epoch without a pruning policy is dense, so 0 is asked in it; masks that are discarded after each step
-        last for the active epochs only.
+    def sparsity_plan(self, model: nn.Module, epochs: int | None = None) -> list[dict[str, float]]:
+        """Return the sparsity that is asked of each pruned parameter in each epoch; see `sparsity_plan`.
 
         Args:
             model: The model that is to be compressed.
             epochs: How many epochs to plan; by default as many as the schedule needs.
-
-        Returns:
-            For each epoch the sparsities in [0, 1] by parameter name, for all parameters that
-            are ever pruned.
         """
-        made: dict[int, Any] = {}
-        pruning = [policy for policy in self._policies if policy.section == "pruners"]
-        spared = self._spared(model)
-        entries = [(policy, self._make_policy(policy, model, spared, made)) for policy in pruning]
+        builder = self._builder(model)
+        pruning = [policy for policy in self.policies if policy.section == "pruners"]
+        entries = [(policy, builder.make(policy)) for policy in pruning]
         names = [name for name, _ in model.named_parameters()]
-        plan: list[dict[str, float]] = []
-        state = _PlanState()
-        for epoch in range(self.epochs if epochs is None else epochs):
-            plan.append(state.next_epoch(epoch, entries, names))
-        pruned = {name for row in plan for name, level in row.items() if level > 0}
-        return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]
-
-    def _spared(self, model: nn.Module) -> set[str]:
-        """Return the parameters that no pattern matches: with ``output_layer: dense`` the output layers."""
-        if self.gan is None or self.gan.output_layer == "pruned":
-            return set()
-        try:
-            supervision = Supervision.of(model)
-        except UserError as error:
-            raise self._root.child("gan").child("output_layer").error(str(error)) from error
-        layers = set(supervision.task.output_layers(unwrapped(model)))
-        return {name for name, _ in model.named_parameters() if canonical(name) in layers}
-
-    def _make_policy(
-        self, policy: PolicySpec, model: nn.Module, spared: set[str], made: dict[int, Any]
-    ) -> Any:
-        instance = policy.instance
-        if id(instance) not in made:
-            if policy.section == "pruners":
-                _check_names(instance.node, model, spared)
-            made[id(instance)] = instance.make(name=instance.name, model=model)
-        if policy.section == "extensions":
-            return made[id(instance)]
-        pruning = PruningPolicy(made[id(instance)], policy.arguments)
-        if pruning.levels is not None:
-            _check_names(policy.node.child("pruner").child("args"), model, spared)
-        try:
-            pruning.bind(model, spared)
-        except UserError as error:
-            raise instance.node.error(error) from error
-        return pruning
-
-    def _make_lr_policy(
-        self, policy: PolicySpec, optimizer: Optimizer | None, resumed_epoch: int | None, made: dict[int, Any]
-    ) -> LRPolicy:
-        instance = policy.instance
-        if optimizer is None:
-            raise instance.node.error("Expected an optimizer for a learning-rate schedule, got none.")
-        if id(instance) not in made:
-            try:
-                made[id(instance)] = make_lr_scheduler(
-                    instance.kind, optimizer, instance.arguments, resumed_epoch
-                )
-            except (TypeError, ValueError) as error:
-                raise instance.node.error(error if isinstance(error, UserError) else str(error)) from error
-        return LRPolicy(made[id(instance)])
-
-
-class _PlanState:
-    """What a plan carries from one epoch to the next: levels, and whether masks are used between policies."""
-
-    def __init__(self) -> None:
-        self.levels: dict[str, float] = {}
-        self.is_forward_only = False
-        self._begun: set[int] = set()
-
-    def next_epoch(
-        self, epoch: int, entries: list[tuple[PolicySpec, Any]], names: list[str]
-    ) -> dict[str, float]:
-        active = [(policy, pruning) for policy, pruning in entries if epoch in policy.active]
-        for policy, pruning in active:
-            if id(policy) not in self._begun:
-                self._begun.add(id(policy))
-                self.is_forward_only = pruning.mask_on_forward_only
-            pruning.use_levels()
-            meta = {**policy.meta, "current_epoch": epoch}
-            if hasattr(pruning.pruner, "target"):  # others cannot say in advance
-                asked = {name: pruning.pruner.target(name, meta) for name in names}
-                self.levels.update({name: level for name, level in asked.items() if level > 0})
-        row = dict(self.levels) if active or not self.is_forward_only else {}
-        for policy, pruning in active:
-            if pruning.discard_masks_at_minibatch_end:
-                self.levels = {}
-            if pruning.keep_mask and epoch == policy.active[-1]:
-                self.is_forward_only = False
-        return row
-
-
-def _check_names(node: Node, model: nn.Module, spared: set[str]) -> None:
-    """Refuse names and patterns under ``weights`` and ``levels`` that fit no parameter, each at its place."""
-    asked = node.mapping("arguments")
-    entries = asked["weights"].sequence("a list") if "weights" in asked else []
-    if "levels" in asked and asked["levels"].value is not None:
-        entries += [child for name, child in asked["levels"].mapping("levels").items() if name != "*"]
-    for entry in entries:
-        name = entry.value if isinstance(entry.value, str) else entry.path[-1]
-        try:
-            find_names(model, name, spared)
-        except UserError as error:
-            raise entry.error(error) from error
-
-
-def _check_modes(built: list[tuple[PolicySpec, Any]]) -> None:
-    """Refuse two policies that replace the loss in one epoch, and one that would drop what another added."""
-    modal = [
-        (policy, instance)
-        for policy, instance in built
-        if getattr(instance, "mode", None) in ("replace", "add")
-    ]
-    for index, (later, instance) in enumerate(modal):
-        if instance.mode != "replace":
-            continue
-        for earlier, other in modal[:index]:
-            shared = sorted(set(earlier.active) & set(later.active))
-            if not shared:
-                continue
-            first, second = earlier.instance.name, later.instance.name
-            if other.mode == "replace":
-                problem = (
-                    f"Expected at most one policy that replaces the loss in an epoch, got {first!r} and "
-                    f"{second!r} in epoch {shared[0]}. Set 'mode: add' in one of them, or give them other "
-                    "epochs."
-                )
-            else:
-                problem = (
-                    f"Expected {second!r}, which replaces the loss, before {first!r}, which adds to it: in "
-                    f"epoch {shared[0]} it would drop what {first!r} added. Swap the two policies."
-                )
-            raise later.node.error(problem)
+        return sparsity_plan(entries, names, self.epochs if epochs is None else epochs)
 
 
 def read_schedule(filename: str | Path) -> Schedule:

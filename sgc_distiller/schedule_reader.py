@@ -81,10 +81,15 @@ class ScheduleSpec:
     policies: tuple[PolicySpec, ...]
     unused: tuple[str, ...]
     gan: GanSpec | None
+    discriminator: Node | None
 
 
-def read_spec(root: Node) -> ScheduleSpec:
+def read_spec(root: Node, is_part: bool = False) -> ScheduleSpec:
     """Return the checked schedule.
+
+    Args:
+        root: The schedule's values and their places.
+        is_part: Whether it stands inside of another schedule and has no ``gan:`` section of its own.
 
     Raises:
         ScheduleError: At the first mistake, with its place.
@@ -92,7 +97,8 @@ def read_spec(root: Node) -> ScheduleSpec:
     top = root.mapping("sections of a schedule")
     for section in _UNSUPPORTED.keys() & top.keys():
         raise top[section].error(f"Expected no section {section!r}: {section} are not supported.")
-    top = root.mapping("a section of a schedule", _TOP_LEVEL)
+    allowed = [section for section in _TOP_LEVEL if not (is_part and section == "gan")]
+    top = root.mapping("a section of a schedule", allowed)
     if "version" in top and top["version"].value != 1:
         raise top["version"].error(f"Expected version 1, got {top['version'].value!r}.")
     instances = {section: _read_section(section, top[section]) for section in CLASSES if section in top}
@@ -107,7 +113,9 @@ def read_spec(root: Node) -> ScheduleSpec:
         for name in found
         if (section, name) not in used
     ]
-    return ScheduleSpec(policies, tuple(unused), _read_gan(top["gan"]) if "gan" in top else None)
+    if "gan" not in top:
+        return ScheduleSpec(policies, tuple(unused), None, None)
+    return ScheduleSpec(policies, tuple(unused), *_read_gan(top["gan"]))
 
 
 def _read_section(section: str, node: Node) -> dict[str, InstanceSpec]:
@@ -232,17 +240,23 @@ def _check_together(policy: PolicySpec, arguments: Node | None) -> None:
         raise policy.node.error(error) from error
 
 
-def _read_gan(node: Node) -> GanSpec:
+def _read_gan(node: Node) -> tuple[GanSpec, Node | None]:
+    """Return the experiment, and the place of the discriminator's own schedule."""
     parts: dict[str, Any] = {"student": StudentSpec, "discriminator": DiscriminatorSpec}
     values: dict[str, Any] = {}
+    own = None
     for key, child in node.mapping("a setting of the experiment", _fields(GanSpec)).items():
         if key in parts:
-            given = child.mapping(f"a setting of the {key}", _fields(parts[key]))
+            more = ["schedule"] if key == "discriminator" else []
+            given = child.mapping(f"a setting of the {key}", [*_fields(parts[key]), *more])
+            own = given.pop("schedule", own)
             values[key] = _make(parts[key], child, {name: item.value for name, item in given.items()})
         else:
             values[key] = child.value
     made: GanSpec = _make(GanSpec, node, values)
-    return made
+    if own is not None and not made.discriminator.train:
+        raise own.error("Expected 'train: true' beside a schedule of the discriminator, got false.")
+    return made, own
 
 
 def _fields(kind: Any) -> list[str]:

@@ -101,6 +101,10 @@ class StructurePruner(ListedPruner):
     def _make_grouping(self, param_name: str, param: Tensor) -> Grouping:
         return find_grouping(self.kind, param.shape, self.axes_of(param_name))
 
+    def structures(self) -> dict[str, str]:
+        """Return the group type by the name of each weight that is pruned by structures."""
+        return {} if self.kind == "Elements" else dict.fromkeys(self.weights, self.kind)
+
     def check_epochs(self, meta: Meta) -> None:
         """Refuse epochs with which the rate cannot work."""
         self.rate.check_epochs(meta)
@@ -197,6 +201,10 @@ class StructureParameterPruner(Pruner):
                 find_grouping(kind, params[name].shape, self.axes_of(name))
             except UserError as error:
                 raise checks.ArgumentError(f"{name}: {error}", "reg_regims") from error
+
+    def structures(self) -> dict[str, str]:
+        """Return the group type by the name of each weight that is pruned by structures."""
+        return {name: kind for name, (_, kind) in self._found.items()}
 
     def set_param_mask(self, param: Tensor, param_name: str, zeros_mask_dict: Maskers, meta: Meta) -> None:
         """Set the mask of one parameter; see `Pruner.set_param_mask`."""

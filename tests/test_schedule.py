@@ -137,8 +137,16 @@ class TestReading:
             2,
         ]  # the first of the list counts
         first, second = (policy.pruner for policy in scheduler.policies[2])
-        assert (first.rate.initial_sparsity, first.rate.final_sparsity, first.weights) == (0.1, 0.5, ["conv.weight"])
-        assert (second.rate.initial_sparsity, second.rate.final_sparsity, second.weights) == (0.1, 0.9, ["fc.weight"])
+        assert (first.rate.initial_sparsity, first.rate.final_sparsity, first.weights) == (
+            0.1,
+            0.5,
+            ["conv.weight"],
+        )
+        assert (second.rate.initial_sparsity, second.rate.final_sparsity, second.weights) == (
+            0.1,
+            0.9,
+            ["fc.weight"],
+        )
 
     @pytest.mark.parametrize(
         ("written", "value"),
