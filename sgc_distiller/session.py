@@ -102,6 +102,7 @@ class Session:
             _refuse_used_folder(Path(options.folder))
         resumed = resumable(run) if options.resume_from else None
         scheduler = self.build_scheduler()
+        self.discriminator_scheduler = self._build_discriminator_scheduler()
         first_epoch = self._restore(resumed, scheduler) if resumed else 0
         finished = self._finished(first_epoch) if options.continues else None
         if finished is not None:
@@ -143,13 +144,22 @@ class Session:
         if run.schedule is None:
             return None
         generator = self.supervision.generator
-        scheduler = run.schedule.build(generator, self.generator_optimizer)
+        seed = seed_for(options.seed, "pruners")
+        scheduler = run.schedule.build(generator, self.generator_optimizer, seed=seed)
         if options.distill_weight is not None:
             policy = OutputDistillationPolicy(
                 generator, "kd", options.distill_weight, options.student_weight, mode="add"
             )
             scheduler.add_policy(policy, starting_epoch=0, ending_epoch=run.epochs, frequency=1)
         return scheduler
+
+    def _build_discriminator_scheduler(self) -> CompressionScheduler | None:
+        """Return the scheduler of the discriminator's own schedule, ``None`` where there is none."""
+        own = self.run.schedule.discriminator if self.run.schedule else None
+        if own is None:
+            return None
+        seed = seed_for(self.run.options.seed, "pruners of the discriminator")
+        return own.build(self.supervision.discriminator, self.discriminator_optimizer, seed=seed)
 
     def _execute(
         self, resumed: Record | None, scheduler: CompressionScheduler | None, first_epoch: int
@@ -249,6 +259,8 @@ class Session:
             return 0
         if scheduler and state:
             scheduler.load_state_dict(state)
+        if self.discriminator_scheduler:
+            self.discriminator_scheduler.load_state_dict(checkpoint["discriminator_compression_sched"])
         self.generator_optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.discriminator_optimizer.load_state_dict(checkpoint["discriminator_optimizer_state_dict"])
         self._follow_options(checkpoint["config"], scheduler)
@@ -303,6 +315,9 @@ class Session:
             "method": self.method,
             "schedule": self.run.schedule.text if self.run.schedule else "",
             "teacher_sha256": self.teacher_hash,
+            "discriminator_compression_sched": (
+                self.discriminator_scheduler.state_dict() if self.discriminator_scheduler else None
+            ),
         }
 
     def _trainer(
@@ -322,6 +337,7 @@ class Session:
             seed=options.seed,
             observer=recorder,
             scheduler=scheduler,
+            discriminator_scheduler=self.discriminator_scheduler,
             report_every=options.report_every,
             epoch=first_epoch,
         )

@@ -196,6 +196,8 @@ class Trainer:
         epochs: Where to stop, counted from 0.
         seed: Of noise and dropout.
         scheduler: Gets the six hooks; ``None`` for none.
+        discriminator_scheduler: Gets the six hooks of the discriminator's updates, which are its steps;
+            ``None`` for none.
         observer: Is told of progress.
         report_every: Steps between two reports; values are read from the device only then.
         epoch: The next epoch to run, more than 0 after a resume.
@@ -211,6 +213,7 @@ class Trainer:
     seed: int
     observer: Observer
     scheduler: Scheduler | None = None
+    discriminator_scheduler: Scheduler | None = None
     report_every: int = 50
     epoch: int = 0
     meter: TermMeter = field(default_factory=TermMeter)
@@ -243,8 +246,8 @@ class Trainer:
             report = self._run_epoch(raw)
             with self.weights_as_seen(self.epoch):
                 metrics = self.observer.on_epoch(self, report)
-            if self.scheduler:
-                self.scheduler.on_epoch_end(self.epoch, self.generator_optimizer, metrics=metrics)
+            for scheduler, optimizer in self._schedulers():
+                scheduler.on_epoch_end(self.epoch, optimizer, metrics=metrics)
             self.epoch += 1
             self.observer.on_epoch_closed(self, report)
 
@@ -254,15 +257,20 @@ class Trainer:
 
         Masks that act on the forward pass only are applied, and the weights beneath them come back.
         """
-        show = getattr(self.scheduler, "masked_weights", None)
-        with contextlib.nullcontext() if show is None else show(epoch):
+        with _masked(self.scheduler, epoch):
             yield
+
+    def _schedulers(self) -> Iterator[tuple[Scheduler, torch.optim.Optimizer]]:
+        if self.scheduler:
+            yield self.scheduler, self.generator_optimizer
+        if self.discriminator_scheduler:
+            yield self.discriminator_scheduler, self.discriminator_optimizer
 
     def _run_epoch(self, raw: Iterator[dict[str, Tensor]]) -> StepReport:
         started = time.perf_counter()
         self.meter.reset()
-        if self.scheduler:
-            self.scheduler.on_epoch_begin(self.epoch, self.generator_optimizer)
+        for scheduler, optimizer in self._schedulers():
+            scheduler.on_epoch_begin(self.epoch, optimizer)
         for minibatch in range(self.steps_per_epoch):
             self._step(raw, minibatch)
             done = minibatch + 1
@@ -289,7 +297,7 @@ class Trainer:
         logged: dict[str, Tensor] = {}
         batch: Batch | None = None
         outputs: Outputs | None = None
-        draw = 0
+        draw = judged = 0
         updated = False
         for phase in self.task.phases:
             for repeat in range(phase.repeats):
@@ -297,11 +305,13 @@ class Trainer:
                     batch, outputs = self._batch(next(raw), self.step + minibatch, draw), None
                     draw += 1
                 if phase.role == "generator":
-                    logged.update(self._generator_phase(batch, outputs, where))
+                    with _masked(self.discriminator_scheduler, self.epoch):
+                        logged.update(self._generator_phase(batch, outputs, where))
                     outputs, updated = self.supervision.current_outputs, True
                 elif self.supervision.spec.train:
                     outputs = outputs or self._generate(batch, updated, repeat == phase.repeats - 1)
-                    logged.update(self._discriminator_phase(batch, outputs))
+                    logged.update(self._discriminator_phase(batch, outputs, minibatch, judged))
+                    judged += 1
         self.meter.add(logged, self.step + minibatch + 1)
 
     def _batch(self, raw: dict[str, Tensor], step: int, draw: int) -> Batch:
@@ -320,12 +330,29 @@ class Trainer:
         with self.weights_as_seen(self.epoch), torch.no_grad():
             return self.supervision.generate(batch)
 
-    def _discriminator_phase(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+    def _discriminator_phase(
+        self, batch: Batch, outputs: Outputs, minibatch: int, number: int
+    ) -> dict[str, Tensor]:
+        """Update the discriminator; ``number`` counts its updates within the step."""
+        scheduler, optimizer = self.discriminator_scheduler, self.discriminator_optimizer
+        updates = sum(phase.repeats for phase in self.task.phases if phase.role == "discriminator")
+        where = (self.epoch, minibatch * updates + number, self.steps_per_epoch * updates)
         self.supervision.discriminator.requires_grad_(True)
+        if scheduler:
+            scheduler.on_minibatch_begin(*where, optimizer)
         loss, logged = self.supervision.discriminator_loss(batch, outputs)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        if scheduler:
+            policy_loss = scheduler.before_backward_pass(*where, loss, optimizer, return_loss_components=True)
+            loss = policy_loss.overall_loss
+            parts = {f"discriminator.{part.name}": part.value for part in policy_loss.loss_components}
+            logged = {**logged, **parts}
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.discriminator_optimizer.step()
+        if scheduler:
+            scheduler.before_parameter_optimization(*where, optimizer)
+        optimizer.step()
+        if scheduler:
+            scheduler.on_minibatch_end(*where, optimizer)
         return logged
 
     def _generator_phase(
@@ -354,3 +381,9 @@ class Trainer:
         if self.scheduler:
             self.scheduler.on_minibatch_end(*where, optimizer)
         return {**supervision.logged(), **logged, "generator.loss": loss}
+
+
+def _masked(scheduler: Scheduler | None, epoch: int) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which a network is seen as its steps in an epoch see it."""
+    show = getattr(scheduler, "masked_weights", None)
+    return contextlib.nullcontext() if show is None else show(epoch)
