@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
+from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.schedule_builder import PolicyBuilder
 from sgc_distiller.schedule_plan import sparsity_plan
 from sgc_distiller.schedule_reader import CLASSES, read_spec
@@ -120,6 +121,17 @@ class Schedule:
     def _builder(self, model: nn.Module, seed: int | None = None) -> PolicyBuilder:
         place = self._root.child("gan") if self.gan is not None else self._root
         return PolicyBuilder(model, self._experiment, not self._is_part, place, seed)
+
+    def plain(self, model: nn.Module) -> dict[str, Any]:
+        """Return this schedule as Intel's Distiller reads it; see `plain_schedule`.
+
+        Args:
+            model: The model that is to be compressed.
+
+        Raises:
+            ScheduleError: If something cannot be expressed in Distiller.
+        """
+        return plain_schedule(self.policies, self._builder(model))
 
     def sparsity_plan(self, model: nn.Module, epochs: int | None = None) -> list[dict[str, float]]:
         """Return the sparsity that is asked of each pruned parameter in each epoch; see `sparsity_plan`.

@@ -13,7 +13,7 @@ from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
-from sgc_distiller.names import canonical, find_names, prunable_names
+from sgc_distiller.names import canonical, find_names, layer_axes, prunable_names
 from sgc_distiller.policies import LRPolicy
 from sgc_distiller.pruners import Convention, Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
@@ -57,6 +57,7 @@ class PolicyBuilder:
         self.convention: Convention = (
             "module" if gan is not None and gan.filter_axis == "module" else "stored"
         )
+        self.axes = layer_axes(model)
         self._streams = RandomStreams(seed)
         self._made: dict[int, Any] = {}
 

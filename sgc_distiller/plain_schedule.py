@@ -1,0 +1,247 @@
+"""A schedule as Intel's own Distiller reads it: names in full, stored axes, nothing that Distiller lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from sgc_distiller.dependent_masks import DependentMasksPolicy
+from sgc_distiller.element_pruners import (
+    AutomatedGradualPruner,
+    NMPruner,
+    SparsityLevelParameterPruner,
+)
+from sgc_distiller.epochs import last_active_epoch
+from sgc_distiller.errors import ScheduleError
+from sgc_distiller.names import find_all_names
+from sgc_distiller.pruners import Pruner, find_values
+from sgc_distiller.pruning_policy import PruningPolicy
+from sgc_distiller.ranked_pruners import RankedPruner
+from sgc_distiller.schedule_builder import BuiltPolicy, PolicyBuilder
+from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
+from sgc_distiller.structure_pruners import StructurePruner
+from sgc_distiller.structures import Axes
+
+__all__ = ["expanded_arguments", "plain_schedule"]
+
+Plain = dict[str, Any]
+
+BY_NAME = ("levels", "sensitivities", "thresholds", "reg_regims")
+"""Arguments that are mappings whose keys are names or patterns."""
+LISTS = ("weights", "filters")
+"""Arguments that are lists of names or patterns."""
+_SWAPPED = {"Filters": "Channels", "3D": "Channels", "Channels": "Filters", "Rows": "Filters"}
+_OURS = ("scope", "prune_output", "group_size", "rounding_fn")
+_NEVER_GROW = (AutomatedGradualPruner, NMPruner, RankedPruner, SparsityLevelParameterPruner)
+_KINDS = {"pruners": "pruner", "regularizers": "regularizer", "extensions": "extension"}
+
+
+def expanded_arguments(
+    arguments: Mapping[str, Any], model: nn.Module, spared: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return an instance's arguments with every pattern replaced by the names that it means.
+
+    Args:
+        arguments: As in the schedule; they are not changed.
+        model: The model whose parameters are meant.
+        spared: Parameters that no pattern matches.
+
+    Raises:
+        UserError: If a name or a pattern fits none.
+    """
+    expanded = dict(arguments)
+    for name in LISTS:
+        if isinstance(expanded.get(name), Sequence) and not isinstance(expanded[name], str):
+            expanded[name] = find_all_names(model, expanded[name], spared)
+    for name in BY_NAME:
+        if isinstance(expanded.get(name), Mapping):
+            expanded[name] = find_values(model, expanded[name], name, spared)
+    return expanded
+
+
+def plain_schedule(policies: Sequence[PolicySpec], builder: PolicyBuilder) -> Plain:
+    """Return a schedule that gives the same masks in Intel's Distiller.
+
+    Patterns become names. Where a schedule with a ``gan:`` section means a layer's true outputs and inputs,
+    the group types of transposed convolutions are swapped, since Distiller counts stored dimensions; what
+    belongs to pruned filters is masked by a `DependentMasksPolicy`. That class and ours under
+    ``extensions:`` are known to Distiller after ``sgc_distiller.register(distiller)``. The ``gan:`` section
+    is left out: it is the loop's.
+
+    Args:
+        policies: Entries of a schedule.
+        builder: For the model that is compressed.
+
+    Raises:
+        ScheduleError: If something cannot be expressed in Distiller.
+    """
+    return _Writer(builder).write(policies)
+
+
+class _Writer:
+    def __init__(self, builder: PolicyBuilder) -> None:
+        self.builder = builder
+        self.model = builder.model
+        self.parameters = dict(builder.model.named_parameters())
+        self.sections: dict[str, dict[str, Any]] = {}
+        self.policies: list[Plain] = []
+
+    def write(self, policies: Sequence[PolicySpec]) -> Plain:
+        others = [policy for policy in policies if policy.section != "lr_schedulers"]
+        built = self.builder.build(others, None, None)
+        self._check_double_copies(built)
+        for policy, made, epochs in built:
+            if policy is None:
+                self._write_dependent(made, epochs, built)
+            elif isinstance(made, PruningPolicy) and isinstance(made.pruner, StructurePruner):
+                self._write_structures(policy, made.pruner)
+            else:
+                self._check(policy, made)
+                self._write(policy, self._arguments(policy.instance))
+        for policy in policies:
+            if policy.section == "lr_schedulers":
+                spec = policy.instance
+                self._add("lr_schedulers", spec.name, spec, dict(spec.arguments))
+                self._use("lr_scheduler", spec.name, policy, {})
+        return {"version": 1, **self.sections, "policies": self.policies}
+
+    def _refuse(self, spec: InstanceSpec, what: str, instead: str) -> ScheduleError:
+        return spec.node.error(f"Expected what Distiller has too, got {what}. {instead}")
+
+    def _check_double_copies(self, built: Sequence[BuiltPolicy]) -> None:
+        copying = [
+            policy for policy, made, _ in built if policy and getattr(made, "use_double_copies", False)
+        ]
+        for index, later in enumerate(copying):
+            for earlier in copying[:index]:
+                if set(earlier.active) & set(later.active):
+                    raise self._refuse(
+                        later.instance,
+                        "two policies with 'use_double_copies' in one epoch",
+                        "Distiller loses the dense weights then: use it in one of them.",
+                    )
+
+    def _check(self, policy: PolicySpec, made: Any) -> None:
+        spec = policy.instance
+        if not spec.kind.__name__ or "." in str(spec.node.value.get("class", "")):
+            raise self._refuse(
+                spec,
+                f"the class {spec.node.value['class']!r} by its path",
+                f"Write {spec.kind.__name__!r}, and set distiller.config.{spec.kind.__name__} in your loop.",
+            )
+        for group in self._groups(spec):
+            if "+4D" in group or "4D+" in group:
+                raise self._refuse(spec, f"the group {group!r}", "Distiller fails on it: use 'Channels'.")
+        pruner = getattr(made, "pruner", None)
+        if isinstance(pruner, AutomatedGradualPruner | SparsityLevelParameterPruner):
+            self._check_shares(policy, pruner)
+
+    def _groups(self, spec: InstanceSpec) -> list[str]:
+        regims = spec.arguments.get("reg_regims")
+        values = regims.values() if isinstance(regims, Mapping) else []
+        return [str(value[1]) for value in values if isinstance(value, Sequence) and len(value) == 2]
+
+    def _check_shares(self, policy: PolicySpec, pruner: Any) -> None:
+        """Refuse shares below one element, on which Distiller fails."""
+        meta = {**policy.meta, "current_epoch": policy.meta["starting_epoch"]}
+        for name, parameter in self.parameters.items():
+            share = pruner.target(name, meta)
+            is_listed = name in getattr(pruner, "weights", ()) or share > 0
+            if is_listed and int(share * parameter.numel()) == 0:
+                raise self._refuse(
+                    policy.instance,
+                    f"a sparsity of {share:g} for the {parameter.numel()} elements of {name!r}",
+                    "Distiller fails where not one element is pruned: begin with a larger sparsity.",
+                )
+
+    def _arguments(self, spec: InstanceSpec) -> Plain:
+        arguments = expanded_arguments(spec.arguments, self.model, self.builder.spared)
+        regims = arguments.get("reg_regims")
+        if isinstance(regims, Mapping) and self.builder.convention == "module":
+            arguments["reg_regims"] = {
+                name: [value[0], self._swapped(value[1], self.builder.axes[name])]
+                if isinstance(value, Sequence) and name in self.builder.axes
+                else value
+                for name, value in regims.items()
+            }
+        return arguments
+
+    def _swapped(self, group: str, axes: Axes) -> str:
+        return _SWAPPED.get(group, group) if axes == "inputs_first" else group
+
+    def _write(self, policy: PolicySpec, arguments: Plain, suffix: str = "") -> None:
+        name = policy.instance.name + suffix
+        self._add(policy.section, name, policy.instance, arguments)
+        options = expanded_arguments(policy.arguments, self.model, self.builder.spared)
+        self._use(_KINDS[policy.section], name, policy, options)
+
+    def _add(self, section: str, name: str, spec: InstanceSpec, arguments: Plain) -> None:
+        self.sections.setdefault(section, {})[name] = {"class": spec.kind.__name__, **arguments}
+
+    def _use(self, kind: str, name: str, policy: PolicySpec, options: Plain) -> None:
+        entry: Plain = {"instance_name": name, **({"args": options} if options else {})}
+        if policy.meta["frequency"] is None:
+            epochs: Plain = {"epochs": list(policy.active)}
+        else:  # so that Distiller, too, knows the last active epoch for the last one
+            epochs = {**policy.meta, "ending_epoch": last_active_epoch(policy.meta) + 1}
+        self.policies.append({kind: entry, **epochs})
+
+    def _write_structures(self, policy: PolicySpec, pruner: StructurePruner) -> None:
+        """Write a pruner of structures: twice where its weights lie on different axes."""
+        spec = policy.instance
+        self._check_structures(spec, pruner)
+        arguments = {k: v for k, v in self._arguments(spec).items() if k not in _OURS}
+        swapped = [name for name in pruner.weights if pruner.axes_of(name) == "inputs_first"]
+        others = [name for name in pruner.weights if name not in swapped]
+        if pruner.kind not in ("Filters", "Channels") or not swapped:
+            self._write(policy, arguments)
+            return
+        if not isinstance(pruner, RankedPruner):
+            raise self._refuse(
+                spec,
+                f"{spec.kind.__name__} on the outputs of the transposed convolution {swapped[0]!r}",
+                "Distiller's prunes stored filters only: use L1RankedStructureParameterPruner.",
+            )
+        if others and pruner.follows_leader:
+            raise self._refuse(
+                spec,
+                f"a leader for convolutions and transposed ones ({others[0]!r}, {swapped[0]!r})",
+                "Give each kind a pruner of its own.",
+            )
+        if others:
+            self._write(policy, {**arguments, "weights": others})
+        group = self._swapped(str(arguments["group_type"]), "inputs_first")
+        suffix = "_transposed" if others else ""
+        self._write(policy, {**arguments, "group_type": group, "weights": swapped}, suffix)
+
+    def _check_structures(self, spec: InstanceSpec, pruner: StructurePruner) -> None:
+        if pruner.kind in ("Elements", "Vectors", "Kernels"):
+            raise self._refuse(
+                spec, f"the group type {pruner.kind}", "Distiller ranks Filters, Channels, Rows and Blocks."
+            )
+        if isinstance(pruner, RankedPruner):
+            for name, usual in (("scope", "layer"), ("group_size", 1), ("rounding_fn", "floor")):
+                given = spec.arguments.get(name, usual)
+                if given != usual:
+                    raise self._refuse(spec, f"'{name}: {given}'", f"Distiller knows '{name}: {usual}' only.")
+        for name in pruner.weights:
+            if pruner.kind == "Filters" and self.parameters[name].dim() != 4:
+                raise self._refuse(
+                    spec,
+                    f"Filters of {name!r}, a weight with {self.parameters[name].dim()} dimensions",
+                    "Distiller's have four.",
+                )
+
+    def _write_dependent(
+        self, made: DependentMasksPolicy, epochs: Mapping[str, Any], built: Sequence[BuiltPolicy]
+    ) -> None:
+        """Write the policy that completes masks, unless it has nothing to do."""
+        pruners = [instance.pruner for _, instance, _ in built if isinstance(instance, PruningPolicy)]
+        grows = any(not isinstance(pruner, _NEVER_GROW) for pruner in pruners if isinstance(pruner, Pruner))
+        if not made.filters and not grows:
+            return
+        settings = {"class": type(made).__name__, "filters": list(made.filters)}
+        self.sections.setdefault("extensions", {})[made.name] = settings
+        self.policies.append({"extension": {"instance_name": made.name}, "epochs": list(epochs["epochs"])})
