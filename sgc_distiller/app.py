@@ -26,6 +26,7 @@ from rich.table import Table
 from sgc_distiller import arguments, wording
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, plan, train
+from sgc_distiller.inspection import Outline, inspect_schedule, plot_outline, write_plain
 from sgc_distiller.quickstart import mean_and_spread, quickstart
 from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
@@ -161,6 +162,34 @@ class Terminal(Console):
             table.add_row(str(epoch), *(wording.percent(asked.get(name, 0.0)) for name in names))
         self.console.print(table)
 
+    def outline(self, outline: Outline, title: str = "") -> None:
+        """Print what a schedule does in each epoch, as a table and as bars."""
+        if not title:
+            self.note(f"{outline.source}: no mistakes; {outline.epochs} epochs")
+            self.note(f"checked against {outline.checked}")
+        table = Table(title=title or "Asked in each epoch", title_justify="left")
+        heads = [*outline.groups, *(["all weights"] if outline.overall else []), "learning rate"]
+        for name in ("epoch", *heads, "active policies"):
+            table.add_column(name, justify="left" if name == "active policies" else "right", overflow="fold")
+        for epoch in range(outline.epochs):
+            overall = [wording.percent(outline.overall[epoch])] if outline.overall else []
+            table.add_row(
+                str(epoch),
+                *(_share(row[epoch]) for row in outline.groups.values()),
+                *overall,
+                _rate(outline.rates[epoch], outline.is_relative),
+                ", ".join(outline.active[epoch]) or wording.MISSING,
+            )
+        self.console.print(table)
+        rows = {name: [asked[1] if asked else 0.0 for asked in row] for name, row in outline.groups.items()}
+        highest = max((rate or 0.0 for rate in outline.rates), default=0.0) or 1.0
+        rows["learning rate"] = [(rate or 0.0) / highest for rate in outline.rates]
+        width = max(map(len, rows))
+        for name, values in rows.items():
+            self.console.print(f"{name:>{width}}  {wording.bars(values)}", markup=False)
+        if outline.discriminator is not None:
+            self.outline(outline.discriminator, "The discriminator's own schedule")
+
     def comparison(self, seeds: list[list[Record]]) -> None:
         """Print rows of several runs, with mean and standard deviation where there are several seeds."""
         table = Table(title="Dense and pruned", title_justify="left")
@@ -192,6 +221,20 @@ class Terminal(Console):
         self.console.print(table)
         for metric in first:
             self.note(f"{wording.short_name(metric)} is {metric['name']}")
+
+
+def _share(asked: tuple[float, float] | None) -> str:
+    """Return a group's sparsity, or its range; what only training tells is said so."""
+    if asked is None:
+        return "by the weights"
+    low, high = asked
+    return wording.percent(high) if low == high else f"{wording.percent(low)} to {wording.percent(high)}"
+
+
+def _rate(rate: float | None, is_relative: bool) -> str:
+    if rate is None:
+        return "by the metric"
+    return f"x {rate:.4g}" if is_relative else f"{rate:.4g}"
 
 
 def _mean(values: list[float]) -> str:
@@ -236,6 +279,8 @@ def _sgc(argv: Sequence[str] | None) -> None:
     parsed = arguments.parse(arguments.sgc_parser(), argv)
     if parsed.command == "quickstart":
         _quickstart(parsed, Terminal())
+    elif parsed.command == "schedule":
+        _schedule(parsed, Terminal())
     else:
         _act(parsed, compresses=parsed.command == "compress")
 
@@ -285,6 +330,26 @@ def _set_up_logging(verbose: bool) -> None:
         handler.addFilter(lambda r: r.name != "sgc_distiller.schedule" or r.levelno > logging.INFO)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _schedule(parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Check a schedule, print what it does, and write what was asked for."""
+    _set_up_logging(verbose=False)
+    given = {key: value for key, value in vars(parsed).items() if value is not None}
+    task, sizes, weights = given.get("task"), arguments.task_options(parsed), given.get("weights_from")
+    if weights:
+        known = resolve({"weights_from": weights, "task_options": sizes, **({"task": task} if task else {})})
+        task, sizes = known.task, dict(known.task_options)
+    elif sizes and not task:
+        raise UserError("sizes are those of a GAN: add -a TASK, or leave them out")
+    outline = inspect_schedule(find_schedule(given["schedule"]), task, sizes, weights, given.get("lr"))
+    terminal.outline(outline)
+    if given.get("plot"):
+        plot_outline(outline, given["plot"])
+        terminal.note(f"plot: {given['plot']}")
+    if given.get("plain"):
+        for file in write_plain(outline, given["plain"]):
+            terminal.note(f"for Intel's Distiller: {file}")
 
 
 def _quickstart(parsed: Any, terminal: Terminal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from sgc_distiller._version import __version__
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.tasks import TASKS
 
-__all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser"]
+__all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser", "task_options"]
 
 _LATER = "this version trains, prunes and measures; it neither inspects, thins nor exports"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
@@ -106,6 +106,7 @@ def sgc_parser() -> Parser:
         command.add_argument("task", choices=sorted(TASKS), help="the GAN")
         command.add_argument("--data", metavar="DIR", help="data set: a folder, or 'digits' (bundled)")
         _add_run_arguments(command)
+    _add_schedule_command(commands)
     quickstart = commands.add_parser(
         "quickstart",
         help="train a small DCGAN on digits, compress it, and compare",
@@ -122,6 +123,34 @@ def sgc_parser() -> Parser:
     )
     quickstart.add_argument("--cpu", action="store_true", default=False, help="use no GPU")
     return parser
+
+
+def _add_schedule_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "schedule",
+        help="check a schedule and show what it does in each epoch",
+        description="Check a schedule and show what it asks for in each epoch; nothing is trained.",
+    )
+    add = command.add_argument
+    add("schedule", metavar="FILE", help="a schedule's file, or a shipped one's name")
+    add("-a", "--arch", dest="task", choices=sorted(TASKS), help="check names and shapes against this GAN")
+    add(
+        "--exp-load-weights-from", dest="weights_from", metavar="PATH", help="... and against this checkpoint"
+    )
+    _add_sizes(add)
+    add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="initial rate (default: task's)")
+    add("--plot", metavar="FILE", help="also draw it: FILE.png, FILE.svg or FILE.pdf")
+    add(
+        "--plain",
+        metavar="FILE",
+        help="also write it as Intel's Distiller reads it (needs -a or a checkpoint)",
+    )
+
+
+def _add_sizes(add: Callable[..., Any]) -> None:
+    add("--image-size", type=int, metavar="N", help="height and width in pixels")
+    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
+    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
 
 
 def compress_gan_parser() -> Parser:
@@ -159,6 +188,7 @@ def _add_starting_points(parser: Parser) -> None:
         action="store_true",
         help="also save a checkpoint before the first step",
     )
+    add("--runtime", choices=("builtin", "distiller"), help="what drives the schedule (default: builtin)")
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
     add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
 
@@ -178,9 +208,7 @@ def _add_training(parser: Parser) -> None:
     )
     add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0")
     add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)")
-    add("--image-size", type=int, metavar="N", help="height and width in pixels")
-    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
-    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
+    _add_sizes(add)
     add(
         "--kd-distill-wt",
         "--kd-dw",
@@ -250,7 +278,8 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
             its own folder is given another one.
     """
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_OPTIONS and v is not None}
-    sizes = {name: given.pop(name) for name in _TASK_OPTIONS if name in given}
+    sizes = task_options(arguments)
+    given = {name: value for name, value in given.items() if name not in sizes}
     if sizes:
         given["task_options"] = sizes
     named = arguments.name is not None or arguments.out_dir is not None
@@ -271,6 +300,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--gpus: expected the number of one GPU, got {arguments.gpus!r}; a run uses one")
         given["device"] = f"cuda:{arguments.gpus}"
     return given
+
+
+def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the sizes of the task that a person gave."""
+    given = vars(arguments)
+    return {name: given[name] for name in _TASK_OPTIONS if given.get(name) is not None}
 
 
 def is_evaluation(arguments: argparse.Namespace) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "make_lr_scheduler",
     "moving_state",
     "rehearse",
+    "stand_in_optimizer",
     "step_to",
 ]
 
@@ -175,13 +176,7 @@ def rehearse(kind: type, arguments: Mapping[str, Any], epochs: Iterable[int]) ->
     for name, value in arguments.items():
         if isinstance(value, str) and not isinstance(parameters[name].default, str):
             raise checks.ArgumentError(f"Expected a number, got the text {value!r}.", name)
-    per_group = [
-        len(value)
-        for name, value in arguments.items()
-        if isinstance(value, list) and name not in _EPOCH_LISTS
-    ]
-    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(max(per_group, default=1))]
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    optimizer = stand_in_optimizer([arguments])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -199,6 +194,23 @@ def rehearse(kind: type, arguments: Mapping[str, Any], epochs: Iterable[int]) ->
 
 
 _EPOCH_LISTS = frozenset({"milestones", "gammas"})
+
+
+def stand_in_optimizer(arguments: Iterable[Mapping[str, Any]], lr: float = 1.0) -> Optimizer:
+    """Return an optimizer of nothing with as many groups as learning-rate schedules have values for.
+
+    Args:
+        arguments: Arguments of the learning-rate schedules.
+        lr: Initial rate of each group.
+    """
+    per_group = [
+        len(value)
+        for given in arguments
+        for name, value in given.items()
+        if isinstance(value, list) and name not in _EPOCH_LISTS
+    ]
+    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(max(per_group, default=1))]
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9)
 
 
 def _check_rate(rate: Any, epoch: int) -> None:

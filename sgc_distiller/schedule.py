@@ -15,7 +15,7 @@ from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpe
 from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.schedule_builder import PolicyBuilder
 from sgc_distiller.schedule_plan import sparsity_plan
-from sgc_distiller.schedule_reader import CLASSES, read_spec
+from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.yaml_source import Node, read_dict, read_file
 
@@ -121,6 +121,18 @@ class Schedule:
     def _builder(self, model: nn.Module, seed: int | None = None) -> PolicyBuilder:
         place = self._root.child("gan") if self.gan is not None else self._root
         return PolicyBuilder(model, self._experiment, not self._is_part, place, seed)
+
+    def pruners(self, model: nn.Module | None = None) -> list[tuple[PolicySpec, Any]]:
+        """Return the entries about pruners, each with its pruner.
+
+        Args:
+            model: The model whose parameters they are to find; None to leave names and patterns as they are.
+        """
+        entries = [policy for policy in self.policies if policy.section == "pruners"]
+        if model is None:
+            return [(p, p.instance.make(name=p.instance.name)) for p in entries if not p.instance.needs_model]
+        builder = self._builder(model)
+        return [(policy, builder.make(policy).pruner) for policy in entries]
 
     def plain(self, model: nn.Module) -> dict[str, Any]:
         """Return this schedule as Intel's Distiller reads it; see `plain_schedule`.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from sgc_distiller.lr_schedulers import make_lr_scheduler, stand_in_optimizer, step_to
 from sgc_distiller.schedule_reader import PolicySpec
 
-__all__ = ["sparsity_plan"]
+__all__ = ["planned_rates", "planned_targets", "sparsity_plan"]
 
 
 def sparsity_plan(
@@ -63,3 +67,66 @@ class _PlanState:
             if pruning.keep_mask and epoch == policy.active[-1]:
                 self.is_forward_only = False
         return row
+
+
+def planned_targets(
+    entries: Sequence[tuple[PolicySpec, Any]], epochs: int
+) -> dict[str, list[tuple[float, float] | None]]:
+    """Return the sparsity that each pruner asks of its weights in each epoch.
+
+    Args:
+        entries: Entries about pruners, each with its pruner.
+        epochs: How many epochs to plan.
+
+    Returns:
+        By the pruner's name, for each epoch the smallest and the largest sparsity over its weights; None
+        where the pruner cannot say in advance. Before a pruner's first epoch that is 0, between and after
+        its epochs what it asked last.
+    """
+    found: dict[str, list[tuple[float, float] | None]] = {}
+    for policy, pruner in entries:
+        row = found.setdefault(policy.instance.name, [(0.0, 0.0)] * epochs)
+        for epoch in range(epochs):
+            if epoch in policy.active:
+                asked = _asked(pruner, {**policy.meta, "current_epoch": epoch})
+                row[epoch:] = [asked] * (epochs - epoch)
+    return found
+
+
+def _asked(pruner: Any, meta: Mapping[str, Any]) -> tuple[float, float] | None:
+    names = list(getattr(pruner, "weights", None) or getattr(pruner, "levels", None) or [])
+    if not hasattr(pruner, "target") or not names:
+        return None
+    shares = [pruner.target(name, meta) for name in names]
+    return min(shares), max(shares)
+
+
+def planned_rates(policies: Sequence[PolicySpec], epochs: int, lr: float) -> list[float | None]:
+    """Return the learning rate of each epoch, of the first group of parameters.
+
+    Args:
+        policies: Entries about learning rates, in their order.
+        epochs: How many epochs to plan.
+        lr: The initial rate.
+
+    Returns:
+        A rate for each epoch; None where it follows a metric.
+    """
+    optimizer = stand_in_optimizer([policy.instance.arguments for policy in policies], lr)
+    rates: list[float | None] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: dict[int, Any] = {}
+        for policy in policies:
+            spec = policy.instance
+            if id(spec) not in made:
+                made[id(spec)] = make_lr_scheduler(spec.kind, optimizer, spec.arguments)
+        follows_metric = False
+        for epoch in range(epochs):
+            rates.append(None if follows_metric else float(optimizer.param_groups[0]["lr"]))
+            for policy in policies:
+                if epoch in policy.active:
+                    schedule = made[id(policy.instance)]
+                    follows_metric = isinstance(schedule, ReduceLROnPlateau)
+                    step_to(schedule, epoch + 1, {"min": 1.0, "max": 1.0})
+    return rates

@@ -13,12 +13,15 @@ from torch import nn
 from sgc_distiller import checkpoints, wording
 from sgc_distiller.assembly import Run
 from sgc_distiller.data import batches
+from sgc_distiller.distiller_runtime import build_with_distiller, distiller_folder
 from sgc_distiller.errors import UserError
+from sgc_distiller.inspection import plain_text
 from sgc_distiller.loss_policies import OutputDistillationPolicy
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Recorder
 from sgc_distiller.report import write_report
 from sgc_distiller.runs import RunFolder
+from sgc_distiller.schedule import Schedule
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.seeding import seed_for
 from sgc_distiller.supervision import Supervision
@@ -78,6 +81,7 @@ class Session:
         self.method = options.method or (Path(options.schedule).stem if options.schedule else "dense")
         self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
         self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
+        self.plain_schedules: dict[str, Record] = {}
         self.plan: list[dict[str, float]] = []
         if run.schedule:
             self.plan = run.schedule.sparsity_plan(supervision.generator, run.epochs)
@@ -119,7 +123,8 @@ class Session:
     def _announce(self) -> None:
         """Say where the run is written and what its schedule does not prune."""
         run, options = self.run, self.run.options
-        about = f"; schedule: {options.schedule}; runtime: built in" if run.schedule else ""
+        drives = "built in" if options.runtime == "builtin" else f"Distiller at {distiller_folder()}"
+        about = f"; schedule: {options.schedule}; runtime: {drives}" if run.schedule else ""
         run.console.note(f"run folder: {options.folder}{about}")
         if not self.plan or run.schedule is None:
             return
@@ -138,14 +143,13 @@ class Session:
                 "it asks for later is not reached"
             )
 
-    def build_scheduler(self) -> CompressionScheduler | None:
+    def build_scheduler(self) -> Any:
         """Return the schedule's scheduler for this run's networks, ``None`` where there is no schedule."""
         run, options = self.run, self.run.options
         if run.schedule is None:
             return None
         generator = self.supervision.generator
-        seed = seed_for(options.seed, "pruners")
-        scheduler = run.schedule.build(generator, self.generator_optimizer, seed=seed)
+        scheduler = self._build(run.schedule, generator, self.generator_optimizer, "pruners")
         if options.distill_weight is not None:
             policy = OutputDistillationPolicy(
                 generator, "kd", options.distill_weight, options.student_weight, mode="add"
@@ -153,13 +157,24 @@ class Session:
             scheduler.add_policy(policy, starting_epoch=0, ending_epoch=run.epochs, frequency=1)
         return scheduler
 
-    def _build_discriminator_scheduler(self) -> CompressionScheduler | None:
+    def _build_discriminator_scheduler(self) -> Any:
         """Return the scheduler of the discriminator's own schedule, ``None`` where there is none."""
         own = self.run.schedule.discriminator if self.run.schedule else None
         if own is None:
             return None
-        seed = seed_for(self.run.options.seed, "pruners of the discriminator")
-        return own.build(self.supervision.discriminator, self.discriminator_optimizer, seed=seed)
+        judge = self.supervision.discriminator
+        return self._build(own, judge, self.discriminator_optimizer, "pruners of the discriminator")
+
+    def _build(
+        self, schedule: Schedule, model: nn.Module, optimizer: torch.optim.Optimizer, purpose: str
+    ) -> Any:
+        """Return the scheduler of the runtime that the options name."""
+        options = self.run.options
+        if options.runtime == "builtin":
+            return schedule.build(model, optimizer, seed=seed_for(options.seed, purpose))
+        scheduler, plain = build_with_distiller(schedule, model, optimizer)
+        self.plain_schedules[purpose] = plain
+        return scheduler
 
     def _execute(
         self, resumed: Record | None, scheduler: CompressionScheduler | None, first_epoch: int
@@ -189,6 +204,9 @@ class Session:
         folder.write_environment(run.device)
         if run.schedule:
             folder.write_schedule(run.schedule.text)
+        for purpose, plain in self.plain_schedules.items():
+            name = "distiller_discriminator.yaml" if "discriminator" in purpose else "distiller.yaml"
+            (folder.path / name).write_text(plain_text(plain, Path(str(run.options.schedule)).name), "utf-8")
         content = recorder.checkpoint(trainer)
         if run.options.save_untrained and not run.options.continues:
             checkpoints.save_checkpoint(folder.path / "untrained.pth.tar", content)

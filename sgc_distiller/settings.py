@@ -70,6 +70,7 @@ class Options:
         param_hist: Histograms of the weights for TensorBoard.
         distill_weight: Adds distillation of the pictures with this weight; ``None`` for none.
         student_weight: Weight of the loss so far beside it.
+        runtime: What drives the schedule: ``builtin``, or Intel's ``distiller`` where it is installed.
         prune_only: Apply the schedule's masks without any training.
         method: What a result is called; as usual: the schedule's file name.
     """
@@ -106,6 +107,7 @@ class Options:
     param_hist: bool = False
     distill_weight: float | None = None
     student_weight: float = 1.0
+    runtime: str = "builtin"
     prune_only: bool = False
     method: str | None = None
 
@@ -121,6 +123,7 @@ class Options:
             raise UserError(
                 "--epoch-images: expected 0 or at least 2, since a metric compares pictures; got 1"
             )
+        checks.one_of(self.runtime, ("builtin", "distiller"), "--runtime")
         checks.integer(self.best_count, "--num-best-scores", low=1)
         for name in ("train_size", "valid_size", "test_size"):
             checks.number(getattr(self, name), _flag(name), low=0.0, high=1.0, open_low=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
     "MISSING",
+    "bars",
     "count",
     "duration",
     "higher_is_better",
@@ -79,6 +81,11 @@ def interval(metric: Mapping[str, Any]) -> str:
     """Return a metric's interval as ``low to high``, or an empty string if it has none."""
     low, high = metric.get("low"), metric.get("high")
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def bars(shares: Sequence[float]) -> str:
+    """Return a bar of text for each share in [0, 1], eight heights and none."""
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, math.ceil(8 * share))] for share in shares)
 
 
 def ratio(metric: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -> str:
