@@ -48,13 +48,15 @@ def find_class(node: Node, section: str, classes: Mapping[str, Mapping[str, type
             objects need, or its constructor needs what no schedule can pass.
     """
     name = node.name("a class")
-    kind = classes[section].get(name) or _own_class(node, section, classes)
-    if not _is_under(kind, ("sgc_distiller", "torch")):
-        try:
-            _check_shape(kind, section)
-            _check_constructor(kind, section)
-        except UserError as error:
-            raise node.error(str(error)) from error
+    named = classes[section].get(name)
+    if named is not None and _is_under(named, ("sgc_distiller", "torch")):
+        return named
+    kind = named or _own_class(node, section, classes)
+    try:
+        _check_shape(kind, section)
+        _check_constructor(kind, section)
+    except UserError as error:
+        raise node.error(str(error)) from error
     return kind
 
 

@@ -22,7 +22,7 @@ def register(distiller: Any) -> list[str]:
 
     Everything in `sgc_distiller.schedule.CLASSES` that Distiller lacks is put where its loader looks classes
     up. None of Distiller's own names is replaced, and registering twice is harmless; do it again to add what
-    came into `CLASSES` since. Afterwards Distiller drives, with its own scheduler, pruners, masks and losses::
+    came into `CLASSES` since. Afterwards Distiller drives, with its own scheduler, pruners and masks::
 
         import distiller
         import sgc_distiller

@@ -58,7 +58,7 @@ def describe(error: BaseException, classes: Mapping[str, str] | None = None) -> 
     if file and _is_about_distiller(error):
         hint = _distiller_hint(Path(file), line, ours)
         if hint:
-            return where + hint
+            return hint
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     if text == type(error).__name__ and code:  # such as a bare assert
         text += f" at `{code}`"
@@ -69,11 +69,11 @@ def missing_distiller(path: str, classes: Mapping[str, str]) -> str:
     """Return what to write in a schedule in place of a class of Distiller's own, which is not installed."""
     name = path.rpartition(".")[2]
     ours = {**classes, **COUNTERPARTS}
-    instead = f"Write {name!r}" if name in classes else f"Write '{ours[name]}.{name}'" if name in ours else ""
-    install = "nstall Distiller (see README)."
-    return f"{path!r} needs Intel's Distiller, which is not installed. " + (
-        f"{instead}, or i{install}" if instead else f"I{install}"
-    )
+    needs = f"{path!r} needs Intel's Distiller, which is not installed."
+    if name not in ours:
+        return f"{needs} Install it (see README)."
+    instead = name if name in classes else f"{ours[name]}.{name}"
+    return f"{needs} Write {instead!r}, or install Distiller (see README)."
 
 
 def shown_path(file: str) -> str:
@@ -109,14 +109,14 @@ def _is_about_distiller(error: BaseException) -> bool:
         about = error.obj.__name__ if isinstance(error.obj, ModuleType) else ""
     else:
         return False
-    return about.partition(".")[0] == _DISTILLER and not _has_distiller()
+    return _is_distiller(about) and not _has_distiller()
 
 
 def _has_distiller() -> bool:
     """Return whether Intel's Distiller can be imported; another project of its name does not count."""
     try:
         return hasattr(importlib.import_module(_DISTILLER), "file_config")
-    except ImportError:
+    except Exception:  # whatever stands in its way, it is not there
         return False
 
 
@@ -126,18 +126,18 @@ def _distiller_hint(file: Path, line: int, ours: Mapping[str, str]) -> str:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return ""
-    statements = list(_imports_of_distiller(tree))
-    here = [node for node in statements if node.lineno <= line <= (node.end_lineno or node.lineno)]
+    statements = sorted(_imports_of_distiller(tree), key=lambda node: node.lineno)
     if not statements:
         return ""
+    here = [node for node in statements if node.lineno <= line <= (node.end_lineno or node.lineno)]
     first = (here or statements)[0]
-    others = sorted(node.lineno for node in statements if node is not first)
     other = getattr(sys.modules.get(_DISTILLER), "__file__", None)
     found = f"{ast.unparse(first)!r} needs Intel's Distiller, which is not installed"
     found += f" ({shown_path(other)} is another project of that name)." if other else "."
-    if others:
-        found += f" So {'does line' if len(others) == 1 else 'do lines'} {', '.join(map(str, others))}."
-    return f"{found} {_replacement(first, tree, ours)}"
+    later = [node.lineno for node in statements if node is not first]
+    if later:
+        found += f" So {'does line' if len(later) == 1 else 'do lines'} {', '.join(map(str, later))}."
+    return f"{shown_path(str(file))}:{first.lineno}: {found} {_replacement(first, tree, ours)}"
 
 
 def _imports_of_distiller(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -148,64 +148,58 @@ def _imports_of_distiller(tree: ast.Module) -> Iterator[ast.Import | ast.ImportF
             named = [node.module or ""]
         else:
             continue
-        if any(name.partition(".")[0] == _DISTILLER for name in named):
+        if any(map(_is_distiller, named)):
             yield node
 
 
 def _replacement(node: ast.Import | ast.ImportFrom, tree: ast.Module, ours: Mapping[str, str]) -> str:
     """Return the sentence that says what to write in place of an import."""
-    if isinstance(node, ast.ImportFrom):
-        return _sentence(*_replaced_names(node.names, ours))
-    alias = next(alias for alias in node.names if alias.name.partition(".")[0] == _DISTILLER)
-    local = alias.asname or _DISTILLER
-    moved, missing = _replaced_uses(tree, local, ours)
-    text = _sentence([f"import sgc_distiller as {local}"], missing)
-    if moved:
-        text += " There, " + ", ".join(f"{old} is {new}" for old, new in moved.items()) + "."
-    return text
-
-
-def _sentence(lines: list[str], missing: list[str]) -> str:
+    is_from = isinstance(node, ast.ImportFrom)
+    names: dict[str, list[str]] = {}  # by the module of ours to import them from
+    modules: list[str] = []
+    moved: dict[str, str] = {}
+    missing: list[str] = []
+    for alias in node.names:
+        if is_from and (alias.name in ours or alias.name == "*"):
+            names.setdefault(ours.get(alias.name, "sgc_distiller"), []).append(ast.unparse(alias))
+        elif not is_from and not _is_distiller(alias.name):
+            modules.append(f"import {ast.unparse(alias)}")
+        else:
+            local = alias.asname or alias.name.partition(".")[0]
+            uses, absent = _replaced_uses(tree, local, ours)
+            if absent or (is_from and not uses):
+                missing += absent or [alias.name]
+            else:
+                modules.append(f"import sgc_distiller as {local}")
+                moved.update(uses)
+    lines = modules + [f"from {module} import {', '.join(items)}" for module, items in names.items()]
     without = f"{', '.join(map(repr, missing))} {'has' if len(missing) == 1 else 'have'} no counterpart here"
-    if not lines or (missing and lines[0].startswith("import ")):
+    if not lines:
         return f"{without}: install Distiller (see README)."
     text = f"Write {'; '.join(lines)!r}, or install Distiller (see README)."
+    text += "".join(f" {old} is {new} then." for old, new in moved.items() if old != new)
     return f"{text} But {without}." if missing else text
 
 
-def _replaced_names(aliases: list[ast.alias], ours: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the statements that replace ``from distiller... import names``, and the names left over."""
-    if aliases[0].name == "*":
-        return ["from sgc_distiller import *"], []
-    found: dict[str, list[str]] = {}
-    missing = []
-    for alias in aliases:
-        if alias.name in ours:
-            found.setdefault(ours[alias.name], []).append(ast.unparse(alias))
-        else:
-            missing.append(alias.name)
-    return [f"from {module} import {', '.join(names)}" for module, names in found.items()], missing
+def _is_distiller(module: str) -> bool:
+    return module.partition(".")[0] == _DISTILLER
 
 
-def _replaced_uses(
-    tree: ast.Module, local: str, ours: Mapping[str, str]
-) -> tuple[Mapping[str, str], list[str]]:
-    """Return how uses of the module ``local`` are written with ours, and the names that we do not have."""
-    moved: dict[str, str] = {}
+def _replaced_uses(tree: ast.Module, local: str, ours: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return how uses of the module ``local`` are written with ours, and those that we do not have."""
+    found: dict[str, str] = {}
     missing: list[str] = []
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or id(node) in inner:
             continue
         chain = ast.unparse(node).split(".")
-        if chain[0] != local or not all(part.isidentifier() for part in chain):
+        if chain[0] != local:
             continue
         known = next((part for part in chain[1:] if part in ours), None)
         if known is None:
             missing.append(".".join(chain))
-            continue
-        old = ".".join(chain[: chain.index(known) + 1])
-        new = f"{local}{ours[known].removeprefix('sgc_distiller')}.{known}"
-        if old != new:
-            moved[old] = new
-    return moved, list(dict.fromkeys(missing))
+        else:
+            old = ".".join(chain[: chain.index(known) + 1])
+            found[old] = f"{local}{ours[known].removeprefix('sgc_distiller')}.{known}"
+    return found, list(dict.fromkeys(missing))
