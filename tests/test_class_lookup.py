@@ -321,12 +321,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no hooks": (
         "class Mine:\n    def on_epoch_begin(self, *args, **kwargs): pass\n",
         "own_mistake.Mine",
-        "for 'extensions', but Mine has no on_minibatch_begin, .* Derive it from sgc_distiller.ScheduledTrainingPolicy",
+        "but Mine has no on_minibatch_begin, .* Derive it from sgc_distiller.ScheduledTrainingPolicy",
     ),
     "another section's": (
         "",
         "torch.optim.lr_scheduler.StepLR",
-        "for 'extensions', but StepLR has no on_epoch_begin, .* It belongs under 'lr_schedulers'.$",
+        "but StepLR has no on_epoch_begin, .* It belongs under 'lr_schedulers'.$",
     ),
     "a constructor that hides its arguments": (
         "",
@@ -482,7 +482,7 @@ class TestWithoutDistiller:
         text, _ = IMPORTS[what]
         write("own_change.py", text)
         with pytest.raises(UserError, match="needs Intel's Distiller") as caught:
-            class_lookup.import_class("own_change.Mine", tmp_path)
+            read_schedule(schedule_file(tmp_path, "own_change.Mine"))
         old, new = re.search(r": '(.*)' needs.*Write '(.*?)', or", str(caught.value)).groups()
         namespace: dict[str, Any] = {}
         exec(new, namespace)
