@@ -219,7 +219,10 @@ def _check_together(policy: PolicySpec, arguments: Node | None) -> None:
     """Check what an instance and the policy that uses it mean together."""
     instance = policy.instance
     try:
-        if policy.section == "lr_schedulers" and not instance.complete(name=0, model=0).keys() & {"name", "model"}:
+        if policy.section == "lr_schedulers" and not instance.complete(name=0, model=0).keys() & {
+            "name",
+            "model",
+        }:
             rehearse(instance.kind, instance.arguments, policy.active)
     except UserError as error:
         raise instance.node.error(error) from error
