@@ -30,6 +30,7 @@ command ``sgc`` runs it.
 """
 
 from sgc_distiller._version import __version__
+from sgc_distiller.distiller_plugin import register
 from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
 from sgc_distiller.policies import (
     LossComponent,
@@ -57,4 +58,5 @@ __all__ = [
     "__version__",
     "dict_config",
     "file_config",
+    "register",
 ]

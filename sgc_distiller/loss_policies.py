@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import checks, losses
+from sgc_distiller.errors import UserError
 from sgc_distiller.masks import MaskSet
 from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingPolicy
 from sgc_distiller.supervision import EPSILON, StepContext, Supervision
@@ -53,8 +54,18 @@ class _LossPolicy(ScheduledTrainingPolicy):
         zeros_mask_dict: MaskSet,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> PolicyLoss:
-        """Return the step's loss and its named parts."""
-        return self._loss(self.supervision.context(self), loss)
+        """Return the step's loss and its named parts.
+
+        Raises:
+            UserError: If this policy replaces the loss and is not the first one to shape it.
+        """
+        context = self.supervision.context(self)
+        if self.mode == "replace" and len(context.readers) > 1:
+            raise UserError(
+                f"Expected {self.name!r}, which replaces the loss, before all others that shape it: in epoch "
+                f"{epoch} it would drop what another one added. Make it the first one, or set 'mode: add'."
+            )
+        return self._loss(context, loss)
 
     def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
         raise NotImplementedError

@@ -119,7 +119,7 @@ def make_lr_scheduler(
     """
     takes_epoch = "last_epoch" in inspect.signature(kind).parameters
     if last_epoch is None or last_epoch < 0 or not takes_epoch:
-        return kind(optimizer, **arguments)
+        return kind(optimizer=optimizer, **arguments)
     if any("initial_lr" not in group for group in optimizer.param_groups):
         raise checks.ArgumentError(
             "Expected an optimizer that knows its initial rates ('initial_lr' in its groups) to resume from "
@@ -129,7 +129,7 @@ def make_lr_scheduler(
     before = [
         {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
     ]
-    made = kind(optimizer, **arguments, last_epoch=last_epoch)
+    made = kind(optimizer=optimizer, **arguments, last_epoch=last_epoch)
     for group, settings in zip(optimizer.param_groups, before, strict=True):
         group.update(settings)
     return made

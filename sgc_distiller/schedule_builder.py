@@ -160,9 +160,10 @@ class PolicyBuilder:
         if optimizer is None:
             raise instance.node.error("Expected an optimizer for a learning-rate schedule, got none.")
         if id(instance) not in self._made:
+            arguments = instance.complete(name=instance.name, model=self.model)
             try:
                 self._made[id(instance)] = make_lr_scheduler(
-                    instance.kind, optimizer, instance.arguments, resumed_epoch
+                    instance.kind, optimizer, arguments, resumed_epoch
                 )
             except (TypeError, ValueError) as error:
                 raise instance.node.error(error if isinstance(error, UserError) else str(error)) from error
@@ -172,8 +173,10 @@ class PolicyBuilder:
 def _check_names(node: Node, model: nn.Module, spared: set[str]) -> None:
     """Refuse names and patterns under ``weights`` and ``levels`` that fit no parameter, each at its place."""
     asked = node.mapping("arguments")
-    entries = asked["weights"].sequence("a list") if "weights" in asked else []
-    if "levels" in asked and asked["levels"].value is not None:
+    entries = []
+    if "weights" in asked and isinstance(asked["weights"].value, list):
+        entries = asked["weights"].sequence("a list")
+    if "levels" in asked and isinstance(asked["levels"].value, dict):
         entries += [child for name, child in asked["levels"].mapping("levels").items() if name != "*"]
     for entry in entries:
         name = entry.value if isinstance(entry.value, str) else entry.path[-1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sgc_distiller.class_lookup import construct, find_class
 from sgc_distiller.element_pruners import ELEMENT_PRUNERS
 from sgc_distiller.epochs import active_epochs
 from sgc_distiller.errors import UserError
@@ -48,17 +49,18 @@ class InstanceSpec:
         """Whether the object cannot be made without a model."""
         return "model" in inspect.signature(self.kind).parameters
 
+    def complete(self, **given: Any) -> dict[str, Any]:
+        """Return the arguments, and those of ``given`` that the constructor takes."""
+        takes = inspect.signature(self.kind).parameters
+        return {**{key: value for key, value in given.items() if key in takes}, **self.arguments}
+
     def make(self, **given: Any) -> Any:
         """Return the object; ``given`` is passed on where its constructor takes it.
 
         Raises:
             ScheduleError: If the constructor refuses its arguments.
         """
-        takes = inspect.signature(self.kind).parameters
-        try:
-            return self.kind(**{key: value for key, value in given.items() if key in takes}, **self.arguments)
-        except UserError as error:
-            raise self.node.error(error) from error
+        return construct(self.node, self.kind, self.complete(**given))
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,8 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
     values = node.mapping("'class' and its arguments")
     if "class" not in values:
         raise node.error(f"Expected 'class', one of {', '.join(sorted(CLASSES[section]))}, got none.")
-    kind_name = values["class"].name("a class")
-    for other, classes in CLASSES.items():
-        if other != section and kind_name in classes and kind_name not in CLASSES[section]:
-            raise values["class"].error(
-                f"Expected a class for {section!r}; {kind_name} belongs under {other!r}."
-            )
-    kind = CLASSES[section][values["class"].name("a class", sorted(CLASSES[section]))]
+    kind = find_class(values["class"], section, CLASSES)
+    kind_name = values["class"].value
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(kind).parameters.items()
@@ -222,7 +219,10 @@ def _check_together(policy: PolicySpec, arguments: Node | None) -> None:
     """Check what an instance and the policy that uses it mean together."""
     instance = policy.instance
     try:
-        if policy.section == "lr_schedulers":
+        if policy.section == "lr_schedulers" and not instance.complete(name=0, model=0).keys() & {
+            "name",
+            "model",
+        }:
             rehearse(instance.kind, instance.arguments, policy.active)
     except UserError as error:
         raise instance.node.error(error) from error

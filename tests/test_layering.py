@@ -17,8 +17,10 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
-    **{name: set() for name in ("checks", "resources", "runs", "structures")},
+    **{name: set() for name in ("checks", "import_errors", "resources", "runs", "structures")},
+    "class_lookup": {"import_errors", "policies", "yaml_source"},
     "curves": {"charts", "runs", "wording"},
+    "distiller_plugin": {"schedule_reader"},
     "epochs": {"checks"},
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},

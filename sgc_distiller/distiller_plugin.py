@@ -1,0 +1,121 @@
+"""Our policies inside Intel's Distiller, for those who have it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sgc_distiller.errors import UserError
+from sgc_distiller.schedule_reader import CLASSES
+
+__all__ = ["ADAPTERS", "register"]
+
+log = logging.getLogger(__name__)
+
+_NEEDED = ("config", "file_config", "CompressionScheduler", "ScheduledTrainingPolicy", "PolicyLoss")
+_ORIGINAL = "_sgc_original"  # what a class that was registered here stands for
+
+
+def register(distiller: Any) -> list[str]:
+    """Let schedules that Distiller itself reads name our classes.
+
+    Everything in `sgc_distiller.schedule.CLASSES` that Distiller lacks is put where its loader looks classes
+    up. None of Distiller's own names is replaced, and registering twice is harmless; do it again to add what
+    came into `CLASSES` since. Afterwards Distiller drives, with its own scheduler, pruners and masks::
+
+        import distiller
+        import sgc_distiller
+
+        sgc_distiller.register(distiller)
+        supervision = sgc_distiller.Supervision(task, generator, discriminator, teacher)
+        scheduler = distiller.file_config(generator, optimizer, "schedule.yaml")
+
+    Distiller knows no shell patterns and ignores the ``gan:`` section: weights are named in full there.
+
+    Args:
+        distiller: The imported module.
+
+    Returns:
+        The names that schedules can use now, in the order of `CLASSES`.
+
+    Raises:
+        UserError: If the module is not Intel's Distiller.
+    """
+    _check(distiller)
+    names = []
+    for section, classes in CLASSES.items():
+        for name, kind in classes.items():
+            known = getattr(distiller.config, name, None)
+            original = getattr(known, "__dict__", {}).get(_ORIGINAL)
+            if known is not None and original is None:
+                continue  # Distiller's own
+            if original is not kind:
+                adapt = ADAPTERS.get(section, _as_it_is)
+                setattr(distiller.config, name, _marked(adapt(kind, distiller), kind))
+            names.append(name)
+    log.info("Distiller at %s knows %s.", getattr(distiller, "__file__", "?"), ", ".join(names))
+    return names
+
+
+def _check(distiller: Any) -> None:
+    missing = [name for name in _NEEDED if not hasattr(distiller, name)]
+    if missing:
+        place = getattr(distiller, "__file__", None)
+        given = f"the module at {place}" if place else repr(distiller)
+        raise UserError(
+            f"Expected Intel's Distiller, got {given}, which has no {', '.join(missing)}. Intel's is not on "
+            "PyPI, where another project has that name: `pip uninstall distiller`, then install "
+            "https://github.com/IntelLabs/distiller as the README says under 'With the real Distiller'."
+        )
+
+
+def _policy(kind: type, distiller: Any) -> type:
+    """Return a policy as Distiller wants it: its base class, and losses in its own types."""
+    if issubclass(kind, distiller.ScheduledTrainingPolicy):
+        return kind
+
+    class Policy(kind, distiller.ScheduledTrainingPolicy):  # type: ignore[misc]
+        def before_backward_pass(self, *args: Any, **kwargs: Any) -> Any:
+            return _translated(super().before_backward_pass(*args, **kwargs), distiller)
+
+    return Policy
+
+
+def _translated(answer: Any, distiller: Any) -> Any:
+    """Return a loss in Distiller's types, which it checks; what is no loss is left to its own message."""
+    if not hasattr(answer, "overall_loss") or not hasattr(answer, "loss_components"):
+        return answer
+    given = answer.loss_components
+    parts = [
+        distiller.LossComponent(part.name, part.value)
+        for part in (given if isinstance(given, list) else [given])
+    ]
+    return distiller.PolicyLoss(answer.overall_loss, parts)
+
+
+def _pruner(kind: type, distiller: Any) -> type:
+    """Return a pruner that finds its weights by itself, since Distiller does not tell it to."""
+    if not hasattr(kind, "bind"):
+        return kind
+
+    class Pruner(kind):  # type: ignore[misc]
+        def set_param_mask(self, param: Any, param_name: str, zeros_mask_dict: Any, meta: Any) -> None:
+            self.bind(meta["model"])
+            super().set_param_mask(param, param_name, zeros_mask_dict, meta)
+
+    return Pruner
+
+
+def _as_it_is(kind: type, distiller: Any) -> type:
+    return kind
+
+
+def _marked(adapted: type, kind: type) -> type:
+    """Return a class that says what it stands for and goes by the same name."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (adapted,), {**names, _ORIGINAL: kind})
+
+
+ADAPTERS: dict[str, Callable[[type, Any], type]] = {"extensions": _policy, "pruners": _pruner}
+"""By section of a schedule: what makes of a class of ours one that Distiller can drive."""
