@@ -15,7 +15,9 @@ from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpe
 from sgc_distiller.lr_schedulers import make_lr_scheduler
 from sgc_distiller.names import canonical, find_names
 from sgc_distiller.policies import LRPolicy
+from sgc_distiller.pruners import Convention
 from sgc_distiller.pruning_policy import PruningPolicy
+from sgc_distiller.regularization_policy import RegularizationPolicy
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.supervision import Supervision, unwrapped
@@ -165,6 +167,8 @@ class Schedule:
             made[id(instance)] = instance.make(name=instance.name, model=model)
         if policy.section == "extensions":
             return made[id(instance)]
+        if policy.section == "regularizers":
+            return self._make_regularization(policy, model, spared, made[id(instance)])
         pruning = PruningPolicy(made[id(instance)], policy.arguments)
         if pruning.levels is not None:
             _check_names(policy.node.child("pruner").child("args"), model, spared)
@@ -173,6 +177,19 @@ class Schedule:
         except UserError as error:
             raise instance.node.error(error) from error
         return pruning
+
+    def _make_regularization(
+        self, policy: PolicySpec, model: nn.Module, spared: set[str], regularizer: Any
+    ) -> RegularizationPolicy:
+        try:
+            regularizing = RegularizationPolicy(regularizer, **policy.arguments)
+            convention: Convention = (
+                "stored" if self.gan is None else getattr(self.gan, "filter_axis", "module")
+            )
+            regularizing.bind(model, spared, convention)
+        except UserError as error:
+            raise policy.instance.node.error(error) from error
+        return regularizing
 
     def _make_lr_policy(
         self, policy: PolicySpec, optimizer: Optimizer | None, resumed_epoch: int | None, made: dict[int, Any]
