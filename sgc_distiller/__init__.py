@@ -39,6 +39,7 @@ from sgc_distiller.policies import (
     ScheduledTrainingPolicy,
 )
 from sgc_distiller.pruning_policy import PruningPolicy
+from sgc_distiller.regularization_policy import RegularizationPolicy
 from sgc_distiller.schedule import dict_config, file_config
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.supervision import Supervision
@@ -52,6 +53,7 @@ __all__ = [
     "OutputDistillationPolicy",
     "PolicyLoss",
     "PruningPolicy",
+    "RegularizationPolicy",
     "ScheduledTrainingPolicy",
     "SelfSupervisedPolicy",
     "Supervision",

@@ -33,7 +33,9 @@ def import_distiller() -> ModuleType:
         ) from error
 
 
-def build_with_distiller(schedule: Schedule, model: nn.Module, optimizer: Optimizer) -> tuple[Any, dict[str, Any]]:
+def build_with_distiller(
+    schedule: Schedule, model: nn.Module, optimizer: Optimizer
+) -> tuple[Any, dict[str, Any]]:
     """Return Distiller's own scheduler with a schedule's policies, and the plain schedule that it was given.
 
     Args:

@@ -64,6 +64,7 @@ class ParameterMasker:
         self.statistics: dict[
             str, Tensor
         ] = {}  # what pruners measured of the weights when they first saw them
+        self.is_regularization_mask = False  # `apply_mask` drops such a mask after using it once
         self.changed = changed
         self._mask: Tensor | None = None
         self._use_double_copies = False
@@ -110,6 +111,8 @@ class ParameterMasker:
         if self._mask is not None:
             self.keep_copy(parameter)
             self.mask_tensor(parameter)
+            if self.is_regularization_mask:
+                self.mask, self.is_regularization_mask = None, False
         return parameter
 
     def keep_copy(self, parameter: Tensor) -> None:

@@ -17,6 +17,7 @@ from sgc_distiller.names import canonical, find_names, layer_axes, prunable_name
 from sgc_distiller.policies import LRPolicy
 from sgc_distiller.pruners import Convention, Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
+from sgc_distiller.regularization_policy import RegularizationPolicy
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.seeding import RandomStreams
 from sgc_distiller.supervision import Supervision, unwrapped
@@ -100,6 +101,8 @@ class PolicyBuilder:
         instance = policy.instance
         if policy.section == "extensions":
             return self._instance(instance)
+        if policy.section == "regularizers":
+            return self._make_regularization(policy)
         if id(instance) not in self._made:
             _check_names(instance.node, self.model, self.spared)
         pruning = PruningPolicy(self._instance(instance), policy.arguments)
@@ -113,6 +116,14 @@ class PolicyBuilder:
             place = policy.node.child("pruner").child("args") if is_option else instance.node
             raise place.error(error) from error
         return pruning
+
+    def _make_regularization(self, policy: PolicySpec) -> RegularizationPolicy:
+        try:
+            regularizing = RegularizationPolicy(self._instance(policy.instance), **policy.arguments)
+            regularizing.bind(self.model, self.spared, self.convention)
+        except UserError as error:
+            raise policy.instance.node.error(error) from error
+        return regularizing
 
     def _instance(self, spec: InstanceSpec) -> Any:
         if id(spec) not in self._made:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sgc_distiller import checks
 from sgc_distiller.class_lookup import construct, find_class
 from sgc_distiller.element_pruners import ELEMENT_PRUNERS
 from sgc_distiller.epochs import active_epochs
@@ -17,19 +18,27 @@ from sgc_distiller.loss_policies import LOSS_POLICIES
 from sgc_distiller.lr_schedulers import LR_SCHEDULERS, rehearse
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.ranked_pruners import STRUCTURE_PRUNERS
+from sgc_distiller.regularizers import REGULARIZERS, ParameterRegularizer
 from sgc_distiller.yaml_source import Node
 
 __all__ = ["CLASSES", "InstanceSpec", "PolicySpec", "ScheduleSpec", "read_spec"]
 
 CLASSES: dict[str, dict[str, type]] = {
     "pruners": {cls.__name__: cls for cls in (*ELEMENT_PRUNERS, *STRUCTURE_PRUNERS, *FILTER_PRUNERS)},
+    "regularizers": REGULARIZERS,
     "lr_schedulers": LR_SCHEDULERS,
     "extensions": LOSS_POLICIES,
 }
 """The classes that each section of a schedule can name. Add a class of your own to the section it is for."""
 
-_SECTION_OF = {"pruner": "pruners", "lr_scheduler": "lr_schedulers", "extension": "extensions"}
-_UNSUPPORTED = {"regularizers": "regularizer", "quantizers": "quantizer"}
+_SECTION_OF = {
+    "pruner": "pruners",
+    "regularizer": "regularizers",
+    "lr_scheduler": "lr_schedulers",
+    "extension": "extensions",
+}
+_KINDS = ", ".join(map(repr, _SECTION_OF))
+_UNSUPPORTED = {"quantizers": "quantizer"}
 _TOP_LEVEL = ("version", *CLASSES, "policies", "gan")
 _RANGE = ("starting_epoch", "ending_epoch", "frequency")
 _GIVEN = ("self", "name", "model", "optimizer", "last_epoch")  # what the loader itself passes on
@@ -144,23 +153,23 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
     spec = InstanceSpec(name, kind, arguments, node)
     if section == "pruners" and not spec.needs_model:
         spec.make(name=name)
+    elif issubclass(kind, ParameterRegularizer):
+        spec.make(name=name, model=None)
     return spec
 
 
 def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]) -> PolicySpec:
-    entry = node.mapping("one of 'pruner', 'lr_scheduler', 'extension', and its epochs")
+    entry = node.mapping(f"one of {_KINDS}, and its epochs")
     for kind in _UNSUPPORTED.values():
         if kind in entry:
             raise entry[kind].error(
-                f"Expected a pruner, lr_scheduler or extension; {kind} policies are not supported."
+                f"Expected one of {_KINDS} in a policy; {kind} policies are not supported."
             )
     node.mapping("a key of a policy", [*_SECTION_OF, "epochs", *_RANGE])
     kinds = [kind for kind in _SECTION_OF if kind in entry]
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
-        raise node.error(
-            f"Expected exactly one of 'pruner', 'lr_scheduler', 'extension' in a policy, got {found}."
-        )
+        raise node.error(f"Expected exactly one of {_KINDS} in a policy, got {found}.")
     kind = kinds[0]
     what = entry[kind].mapping("'instance_name'", ["instance_name", "args"])
     if "instance_name" not in what:
@@ -186,11 +195,23 @@ def _text(node: Node) -> Node:
 def _read_arguments(kind: str, what: Mapping[str, Node]) -> Mapping[str, Any]:
     if "args" not in what:
         return {}
+    if kind == "regularizer":
+        return _read_regularization(what["args"])
     if kind != "pruner":
         raise what["args"].error(
             f"Expected no 'args' for {kind} policies; they take arguments under {_SECTION_OF[kind]!r}."
         )
     return {key: child.value for key, child in what["args"].mapping("options by name").items()}
+
+
+def _read_regularization(node: Node) -> Mapping[str, Any]:
+    options = node.mapping("an option of a regularization policy", ["keep_mask"])
+    for option in options.values():
+        try:
+            checks.boolean(option.value)
+        except UserError as error:
+            raise option.error(error) from error
+    return {name: option.value for name, option in options.items()}
 
 
 def _read_epochs(node: Node, entry: Mapping[str, Node]) -> tuple[list[int], dict[str, Any]]:

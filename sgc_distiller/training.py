@@ -367,7 +367,9 @@ class Trainer:
                 *where, loss, optimizer, return_loss_components=True
             )
             loss = policy_loss.overall_loss
-            logged = {part.name: part.value for part in policy_loss.loss_components}
+            for part in policy_loss.loss_components:  # regularizers of one class share a name
+                so_far = logged.get(part.name)
+                logged[part.name] = part.value if so_far is None else so_far + part.value
         if not loss.requires_grad:
             raise UserError(
                 "nothing trains the generator: with `objective: none` a policy of the schedule must add a "

@@ -34,6 +34,8 @@ ONLY: dict[str, set[str]] = {
     "filter_pruners": {"checks", "masks", "pruners", "structure_pruners"},
     "policies": {"lr_schedulers", "masks"},
     "pruning_policy": {"checks", "element_pruners", "epochs", "masks", "neighbours", "policies", "pruners"},
+    "regularization_policy": {"checks", "epochs", "masks", "policies", "pruners", "regularizers"},
+    "regularizers": {"checks", "masks", "names", "pruners", "structures"},
     "report": {"charts", "curves", "resources", "runs", "wording"},
     "supervision": {"checks", "experiment_spec", "losses", "names", "tasks", "tasks.base"},
     "loss_policies": {"checks", "losses", "masks", "names", "policies", "supervision", "tasks", "tasks.base"},

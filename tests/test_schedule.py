@@ -298,7 +298,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "no kind of policy": (
         replaced("- lr_scheduler: {instance_name: decay}\n  epochs: [0, 3]", "- epochs: [0, 3]"),
-        r"8: policies\[0\]: Expected exactly one of 'pruner', 'lr_scheduler', 'extension' in a policy, got none",
+        r"8: policies\[0\]: Expected exactly one of 'pruner', 'regularizer', 'lr_scheduler', 'extension' in a policy, got none",
     ),
     "two kinds of policy": (
         replaced("  epochs: [0, 3]", "  pruner: {instance_name: fine}\n  epochs: [0, 3]"),
@@ -392,17 +392,13 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "6: lr_schedulers.decay.step_size: Expected each key once",
     ),
     "other version": (replaced("version: 1", "version: 2"), "1: version: Expected version 1, got 2"),
-    "regularizers": (
-        "regularizers: {}\npolicies: []\n",
-        "1: regularizers: Expected no section 'regularizers': .* not supported",
-    ),
     "quantizers": (
         "quantizers: {}\npolicies: []\n",
         "1: quantizers: Expected no section 'quantizers': .* not supported",
     ),
     "regularizer policy": (
         "policies:\n- regularizer: {instance_name: r}\n  epochs: [0]\n",
-        r"2: policies\[0\].regularizer: Expected a pruner, .* regularizer policies are not supported",
+        r"2: policies\[0\].regularizer.instance_name: Expected an instance declared under 'regularizers' \(there is none\), got 'r'",
     ),
     "not a mapping": ("- a\n- b\n", r"1: Expected a mapping with sections of a schedule, got \['a', 'b'\]"),
     "empty": ("# nothing\n", "Expected a schedule, but the file is empty"),
