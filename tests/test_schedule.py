@@ -398,7 +398,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "quantizers": (
         "quantizers: {}\npolicies: []\n",
-        "1: quantizers: Expected no section 'quantizers': .* not supported",
+        "1: quantizers: Expected no section 'quantizers': this tool prunes, quantizers are not supported. Remove the "
+        "section and the policies with 'quantizer'",
     ),
     "regularizer policy": (
         "policies:\n- regularizer: {instance_name: r}\n  epochs: [0]\n",
