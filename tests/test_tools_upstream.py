@@ -110,8 +110,16 @@ class TestStandIn:
         leader = {"class": "L1", "group_type": "Filters", "group_dependency": "Leader", "weights": weights}
         rows = {"class": "L1", "group_type": "Rows", "weights": ["rows.weight"]}
         model = tool.stand_in({"pruners": {"a": leader, "b": rows}, "policies": []})
-        assert {model.get_parameter(name).shape[0] for name in weights} == {16}
+        assert {model.get_parameter(name).shape for name in weights} == {(16, 16, 3, 3)}
         assert model.get_parameter("rows.weight").dim() == 2
+
+    def test_thresholds_fall_between_the_channels_of_regularizers(self, tool: ModuleType):
+        regimes = {f"layer{index}.conv2.weight": [0.004, "Channels"] for index in range(4)}
+        regularizer = {"class": "GroupLassoRegularizer", "reg_regims": regimes}
+        model = tool.stand_in({"regularizers": {"a": regularizer}, "policies": []})
+        for name in regimes:
+            means = model.get_parameter(name).abs().mean(dim=(0, 2, 3))
+            assert means.min() < 0.004 < means.max()
 
     def test_has_statistics_where_activations_are_ranked(self, tool: ModuleType):
         pruner = {"class": "ActivationAPoZRankedFilterPruner", "weights": ["layer1.0.conv2.weight"]}
@@ -123,7 +131,7 @@ class TestStandIn:
         pruner = {"class": "L1", "weights": ["conv1.weight", "downsample.0.weight"]}
         policy = {"pruner": {"instance_name": "a", "args": {"fold_batchnorm": True}}, "epochs": [0]}
         model = tool.stand_in({"pruners": {"a": pruner}, "policies": [policy]})
-        graph = tool.KnownGraph(model, torch.zeros(1))
+        graph = tool.KnownGraph(model, torch.zeros(model.input_shape))
         assert graph.successors_f("conv1", []) == ["bn1"]
         assert graph.successors_f("downsample.0", []) == ["downsample.1"]
         assert graph.successors_f("bystander", []) == []

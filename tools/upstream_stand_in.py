@@ -27,6 +27,8 @@ _CHANNELS = 16  # divides into the blocks of the schedules
 class StandIn(nn.Module):
     """Modules at the places that a schedule names."""
 
+    input_shape: tuple[int, ...]
+
 
 class Statistic:
     """What Distiller's collectors of activations leave on a module: one number a channel, and its spread."""
@@ -55,6 +57,8 @@ def names_of(instance: Mapping[str, Any]) -> list[str]:
 
 
 def _group_types(instance: Mapping[str, Any], name: str) -> set[str]:
+    if name not in names_of(instance):
+        return set()
     regime = (instance.get("reg_regims") or {}).get(name)
     listed = {regime[1]} if isinstance(regime, (list, tuple)) else set()
     return listed | ({instance["group_type"]} if "group_type" in instance else set())
@@ -96,12 +100,18 @@ def _place(model: nn.Module, path: list[str], module: nn.Module | None = None) -
     return model
 
 
-def _spread(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
-    """Return normal numbers whose scale differs from filter to filter and from channel to channel."""
+def _spread(shape: tuple[int, ...], decades: float, stream: torch.Generator) -> Tensor:
+    """Return normal numbers whose scale differs from filter to filter and from channel to channel.
+
+    Args:
+        shape: Shape of the weight.
+        decades: How many powers of ten the scales differ by, downwards from 3.
+        stream: Where the numbers come from.
+    """
     values = torch.randn(shape, generator=stream)
     for dim in range(min(len(shape), 2)):
         size = [-1 if other == dim else 1 for other in range(len(shape))]
-        scale = torch.rand(shape[dim], generator=stream) * 2.2 - 1.7
+        scale = 0.5 - decades * torch.rand(shape[dim], generator=stream)
         values = values * (10.0**scale).reshape(size)
     return values
 
@@ -124,6 +134,7 @@ def stand_in(schedule: Mapping[str, Any], seed: int = 0) -> StandIn:
         with their batch norm folded in have one.
     """
     model, stream, choose = StandIn(), torch.Generator().manual_seed(seed), random.Random(seed)
+    model.input_shape = (1, _CHANNELS, 8, 8)  # what folding batch norms asks for
     found = list(instances(schedule))
     names = list(dict.fromkeys(name for instance in found for name in names_of(instance)))
     is_uniform = any(instance.get("group_dependency") for instance in found)
@@ -133,7 +144,9 @@ def stand_in(schedule: Mapping[str, Any], seed: int = 0) -> StandIn:
         shape = _shape(name, _rank(name, kinds), filters)
         *path, leaf = name.split(".")
         owner = _place(model, path, _module(leaf, shape))
-        setattr(owner, leaf, nn.Parameter(_spread(shape, stream)))
+        is_regular = any(name in (instance.get("reg_regims") or {}) for instance in found)
+        decades = 4.5 if is_regular else 2.0  # strengths, which are thresholds too, are about 1e-3
+        setattr(owner, leaf, nn.Parameter(_spread(shape, decades, stream)))
     for instance in found:
         if instance["class"].startswith("Activation"):
             _add_statistics(model, names_of(instance), stream)
