@@ -336,7 +336,7 @@ def judge(ours: Run, theirs: Run, fault: Exception | None, refused: str) -> Verd
     if theirs.error is not None:
         return Verdict("stopped", f"{len(theirs.seen)} values; Distiller: {short(theirs.error)}")
     if refused:
-        return Verdict("mended", f"{note}; {refused}")
+        return Verdict("mended", "; ".join(filter(None, (note, refused, known))))
     return Verdict("helped", f"{note}; {known}") if known else Verdict("equal", note)
 
 

@@ -25,9 +25,22 @@ _CHANNELS = 16  # divides into the blocks of the schedules
 
 
 class StandIn(nn.Module):
-    """Modules at the places that a schedule names."""
+    """Modules at the places that a schedule names.
 
-    input_shape: tuple[int, ...]
+    Attributes:
+        input_shape: What Distiller asks a model for when batch norms are folded.
+        folded: Convolutions and the batch norms behind them, by path.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_shape = (1, _CHANNELS, 8, 8)
+        self.folded: list[tuple[str, str]] = []
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """Return what each batch norm makes of its convolution's outputs, so that both can be found."""
+        pairs = [(self.get_submodule(layer), self.get_submodule(norm)) for layer, norm in self.folded]
+        return [norm(layer(inputs)) for layer, norm in pairs]
 
 
 class Statistic:
@@ -134,7 +147,6 @@ def stand_in(schedule: Mapping[str, Any], seed: int = 0) -> StandIn:
         with their batch norm folded in have one.
     """
     model, stream, choose = StandIn(), torch.Generator().manual_seed(seed), random.Random(seed)
-    model.input_shape = (1, _CHANNELS, 8, 8)  # what folding batch norms asks for
     found = list(instances(schedule))
     names = list(dict.fromkeys(name for instance in found for name in names_of(instance)))
     is_uniform = any(instance.get("group_dependency") for instance in found)
@@ -174,10 +186,11 @@ def _add_statistics(model: nn.Module, names: list[str], stream: torch.Generator)
             setattr(module, statistic, Statistic(values))
 
 
-def _add_batchnorm(model: nn.Module, name: str, stream: torch.Generator) -> None:
+def _add_batchnorm(model: StandIn, name: str, stream: torch.Generator) -> None:
     channels = model.get_parameter(name).shape[0]
-    place = batchnorm_after(name.removesuffix(".weight")).split(".")
-    norm = _place(model, place, nn.BatchNorm2d(channels))
+    layer = name.removesuffix(".weight")
+    model.folded.append((layer, batchnorm_after(layer)))
+    norm = _place(model, batchnorm_after(layer).split("."), nn.BatchNorm2d(channels))
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_var is not None
     for tensor in (norm.weight.data, norm.running_var):
