@@ -279,5 +279,5 @@ def test_exit_status_and_counts(
     kind = "different" if change else "equal"
     assert lines[0].split()[:2] == [kind, "examples/a.yaml"]
     assert lines[1].split()[:2] == [kind, "examples/b.yaml"]
-    assert lines[3] == "2 schedules with policies"
+    assert lines[3] == "2 schedules with policies, 1 of them with removers"
     assert any(line.strip().startswith(f"2 {kind}:") for line in lines)

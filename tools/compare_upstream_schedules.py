@@ -43,6 +43,7 @@ from sgc_distiller.schedule import CLASSES
 
 TOLERANCE = 2e-6
 MINIBATCHES = 3
+TAKEN_OUT = "removers taken out"
 GOOD = {
     "equal": "the same in both",
     "helped": "the same once Distiller's own fault was worked around",
@@ -310,7 +311,9 @@ def compare(distiller: Any, path: Path, folder: Path) -> Verdict:
     if fault is not None:
         with helped(distiller):
             theirs = play(distiller.file_config, their_path, schedule, model)
-    return judge(ours, theirs, fault, refused)
+    verdict = judge(ours, theirs, fault, refused)
+    verdict.note = verdict.note.replace(f"{folder}/ours_", "") + ("" if is_whole else f"; {TAKEN_OUT}")
+    return verdict
 
 
 def judge(ours: Run, theirs: Run, fault: Exception | None, refused: str) -> Verdict:
@@ -343,7 +346,7 @@ def judge(ours: Run, theirs: Run, fault: Exception | None, refused: str) -> Verd
 def short(error: Exception) -> str:
     """Return an error on one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:160]
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 def schedules_in(folder: Path) -> list[Path]:
@@ -371,14 +374,16 @@ def main(arguments: list[str] | None = None) -> int:
     if not hasattr(distiller, "file_config"):
         parser.error(f"Expected a checkout of Intel's Distiller, got {root}.")
     counts: Counter[str] = Counter()
+    thinned = 0
     with tempfile.TemporaryDirectory() as folder:
         for path in schedules_in(root):
             if options.only not in str(path):
                 continue
             verdict = compare(distiller, path, Path(folder))
             counts[verdict.kind] += 1
+            thinned += TAKEN_OUT in verdict.note
             print(f"{verdict.kind:<12}{path.relative_to(root)}  ({verdict.note})", flush=True)
-    print(f"\n{sum(counts.values())} schedules with policies")
+    print(f"\n{sum(counts.values())} schedules with policies, {thinned} of them with removers")
     for kind, meaning in {**GOOD, **BAD}.items():
         print(f"{counts[kind]:>4} {kind}: {meaning}")
     return int(any(counts[kind] for kind in BAD))
