@@ -28,8 +28,8 @@ def import_distiller() -> ModuleType:
         return importlib.import_module("distiller")
     except ImportError as error:
         raise UserError(
-            f"--runtime distiller: expected Intel's Distiller on the Python path, but importing it says: {error}. "
-            "README.md tells how to install it; --runtime builtin needs no Distiller"
+            f"--runtime distiller: expected Intel's Distiller on the Python path, but importing it says: "
+            f"{error}. README.md tells how to install it; --runtime builtin needs no Distiller"
         ) from error
 
 

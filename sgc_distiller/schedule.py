@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.plain_schedule import plain_schedule
+from sgc_distiller.removers import ZEROS_STAY, is_remover
 from sgc_distiller.schedule_builder import PolicyBuilder
 from sgc_distiller.schedule_plan import sparsity_plan
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
@@ -73,6 +74,8 @@ class Schedule:
                 .child("epochs")
                 .error(f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.")
             )
+        if any(is_remover(policy.instance.kind) for policy in spec.policies):
+            log.warning("%s: %s", self.source, ZEROS_STAY)
         for name in spec.unused:
             log.warning("%s: %s is declared, but no policy uses it.", self.source, name)
         if not spec.policies:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sgc_distiller import checks
 from sgc_distiller.class_lookup import construct, find_class
+from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.element_pruners import ELEMENT_PRUNERS
 from sgc_distiller.epochs import active_epochs
 from sgc_distiller.errors import UserError
@@ -19,6 +20,7 @@ from sgc_distiller.lr_schedulers import LR_SCHEDULERS, rehearse
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.ranked_pruners import STRUCTURE_PRUNERS
 from sgc_distiller.regularizers import REGULARIZERS, ParameterRegularizer
+from sgc_distiller.removers import REMOVERS, is_remover
 from sgc_distiller.yaml_source import Node
 
 __all__ = ["CLASSES", "InstanceSpec", "PolicySpec", "ScheduleSpec", "read_spec"]
@@ -27,7 +29,7 @@ CLASSES: dict[str, dict[str, type]] = {
     "pruners": {cls.__name__: cls for cls in (*ELEMENT_PRUNERS, *STRUCTURE_PRUNERS, *FILTER_PRUNERS)},
     "regularizers": REGULARIZERS,
     "lr_schedulers": LR_SCHEDULERS,
-    "extensions": LOSS_POLICIES,
+    "extensions": {**LOSS_POLICIES, "DependentMasksPolicy": DependentMasksPolicy, **REMOVERS},
 }
 """The classes that each section of a schedule can name. Add a class of your own to the section it is for."""
 
@@ -107,7 +109,10 @@ def read_spec(root: Node, is_part: bool = False) -> ScheduleSpec:
     """
     top = root.mapping("sections of a schedule")
     for section in _UNSUPPORTED.keys() & top.keys():
-        raise top[section].error(f"Expected no section {section!r}: {section} are not supported.")
+        raise top[section].error(
+            f"Expected no section {section!r}: this tool prunes, {section} are not supported. Remove the "
+            f"section and the policies with {_UNSUPPORTED[section]!r}."
+        )
     allowed = [section for section in _TOP_LEVEL if not (is_part and section == "gan")]
     top = root.mapping("a section of a schedule", allowed)
     if "version" in top and top["version"].value != 1:
@@ -151,7 +156,7 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
             raise node.error(f"Expected argument {key!r} of {kind_name}, got none.")
     arguments = {key: child.value for key, child in values.items() if key != "class"}
     spec = InstanceSpec(name, kind, arguments, node)
-    if section == "pruners" and not spec.needs_model:
+    if (section == "pruners" and not spec.needs_model) or is_remover(kind):
         spec.make(name=name)
     elif issubclass(kind, ParameterRegularizer):
         spec.make(name=name, model=None)

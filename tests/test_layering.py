@@ -39,6 +39,7 @@ ONLY: dict[str, set[str]] = {
     "report": {"charts", "curves", "resources", "runs", "wording"},
     "supervision": {"checks", "experiment_spec", "losses", "names", "tasks", "tasks.base"},
     "loss_policies": {"checks", "losses", "masks", "names", "policies", "supervision", "tasks", "tasks.base"},
+    "removers": {"checks", "policies"},
     "yaml_source": {"checks"},
 }
 # What a module must not import, by the start of its name: what stands above it.

@@ -394,7 +394,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "other version": (replaced("version: 1", "version: 2"), "1: version: Expected version 1, got 2"),
     "quantizers": (
         "quantizers: {}\npolicies: []\n",
-        "1: quantizers: Expected no section 'quantizers': .* not supported",
+        "1: quantizers: Expected no section 'quantizers': this tool prunes, quantizers are not supported. Remove the "
+        "section and the policies with 'quantizer'",
     ),
     "regularizer policy": (
         "policies:\n- regularizer: {instance_name: r}\n  epochs: [0]\n",
