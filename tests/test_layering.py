@@ -16,13 +16,14 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 # Everything of ours that a module may import, beside the leaves.
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
-    **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
-    **{name: set() for name in ("checks", "resources", "runs", "structures")},
+    **{name: set() for name in ("charts", "data", "losses", "metrics", "pictures", "wording")},
+    **{name: set() for name in ("checks", "resources", "runs", "selection", "structures")},
     "curves": {"charts", "runs", "wording"},
     "epochs": {"checks"},
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},
     "lr_schedulers": {"checks"},
+    "masks": {"names", "selection"},
     "names": {"structures"},
     "neighbours": set(),
     "pruners": {"checks", "epochs", "masks", "names", "structures"},
