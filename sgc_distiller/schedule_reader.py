@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -22,6 +23,8 @@ from sgc_distiller.ranked_pruners import STRUCTURE_PRUNERS
 from sgc_distiller.regularizers import REGULARIZERS, ParameterRegularizer
 from sgc_distiller.removers import REMOVERS, is_remover
 from sgc_distiller.yaml_source import Node
+
+log = logging.getLogger(__name__)
 
 __all__ = ["CLASSES", "InstanceSpec", "PolicySpec", "ScheduleSpec", "read_spec"]
 
@@ -155,6 +158,11 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
         if parameter.default is parameter.empty and key not in values:
             raise node.error(f"Expected argument {key!r} of {kind_name}, got none.")
     arguments = {key: child.value for key, child in values.items() if key != "class"}
+    if isinstance(arguments.get("weights"), str):
+        where = values["weights"]
+        place = where.source if where.line is None else f"{where.source}:{where.line}"
+        log.warning("%s: %s: a text is read as a list with that one name.", place, where.key)
+        arguments["weights"] = [arguments["weights"]]
     spec = InstanceSpec(name, kind, arguments, node)
     if (section == "pruners" and not spec.needs_model) or is_remover(kind):
         spec.make(name=name)

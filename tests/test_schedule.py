@@ -193,6 +193,18 @@ class TestReading:
         assert all((param == 0).all() for param in model.parameters())
         assert schedule.sparsity_plan(model) == [{}, {}]
 
+    def test_one_name_in_place_of_a_list_is_read_as_such_and_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        path = write(tmp_path, replaced("[conv.weight]", "conv.weight"))
+        scheduler = file_config(model := Network(), sgd(model), path)
+        assert caplog.text.count("pruners.fine.weights: a text is read as a list with that one name") == 1
+        assert f"{path}:3: " in caplog.text
+        scheduler.on_epoch_begin(0)
+        assert [name for name, masker in scheduler.zeros_mask_dict.items() if masker.mask is not None] == [
+            "conv.weight"
+        ]
+
     def test_the_runtime_is_said(self, caplog: pytest.LogCaptureFixture):
         with caplog.at_level(logging.INFO):
             dict_config(Network(), None, {"policies": []})
@@ -253,10 +265,6 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no levels": (
         replaced("{fc.weight: 0.25}", "{}"),
         "4: pruners.level.levels: Expected at least one entry by the name of a weight",
-    ),
-    "weights are a text": (
-        replaced("[conv.weight]", "conv.weight"),
-        r"3: pruners.fine.weights: Expected a list .* got the text 'conv.weight'. Write \[conv.weight\]",
     ),
     "weights are nothing": (replaced("[conv.weight]", "[]"), "3: pruners.fine.weights: .* got an empty list"),
     "final below initial": (
