@@ -10,42 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sgc_distiller.selection import drop_smallest, keep_largest
+
 __all__ = ["MaskSet", "ParameterMasker", "drop_smallest", "keep_largest", "sparsity_table"]
-
-
-def drop_smallest(scores: Tensor, count: int) -> Tensor:
-    """Return which elements are dropped: exactly ``count`` of them, the lowest index first among equals."""
-    dropped = torch.zeros_like(scores, dtype=torch.bool)
-    dropped[scores.argsort(stable=True)[:count]] = True
-    return dropped
-
-
-def keep_largest(weight: Tensor, drop_count: int, mask: Tensor | None = None) -> Tensor:
-    """Return a mask that drops exactly ``drop_count`` elements, those smallest in magnitude.
-
-    Of equal magnitudes, the one with the lowest flat index goes first. Elements that ``mask`` dropped and
-    that are still 0 go before all others and never come back, even if they are more than ``drop_count``. No
-    value is read on the host.
-
-    Args:
-        weight: Any shape, any floating type.
-        drop_count: From 1 to the number of elements.
-        mask: The mask so far, None for a dense weight.
-
-    Returns:
-        Zeros and ones of the shape, type and device of ``weight``.
-    """
-    size = weight.detach().abs().flatten()
-    if mask is not None:
-        gone = (mask.to(size.device).expand(weight.shape).flatten() == 0) & (size == 0)
-        size = size.masked_fill(gone, -1.0)
-    # kthvalue has no deterministic kernel on a GPU
-    limit = size.sort().values[drop_count - 1] if size.is_cuda else size.kthvalue(drop_count).values
-    smaller = size < limit
-    tied = size == limit
-    left_to_drop = drop_count - smaller.sum()
-    dropped = smaller | (tied & (tied.cumsum(0) <= left_to_drop)) | (size < 0)
-    return torch.empty_like(weight).copy_(~dropped.view(weight.shape))
 
 
 class ParameterMasker:

@@ -16,8 +16,8 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 # Everything of ours that a module may import, beside the leaves.
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
-    **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
-    **{name: set() for name in ("checks", "import_errors", "resources", "runs", "structures")},
+    **{name: set() for name in ("charts", "data", "losses", "metrics", "pictures", "wording")},
+    **{name: set() for name in ("checks", "import_errors", "resources", "runs", "selection", "structures")},
     "class_lookup": {"import_errors", "policies", "yaml_source"},
     "curves": {"charts", "runs", "wording"},
     "distiller_plugin": {"schedule_reader"},
@@ -25,6 +25,7 @@ ONLY: dict[str, set[str]] = {
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},
     "lr_schedulers": {"checks"},
+    "masks": {"selection"},
     "names": {"structures"},
     "neighbours": set(),
     "pruners": {"checks", "epochs", "masks", "names", "structures"},

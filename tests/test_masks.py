@@ -1,79 +1,17 @@
-"""Masks: which elements go, and how masks are applied together."""
+"""Masks: how they are applied together."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from sgc_distiller.masks import MaskSet, ParameterMasker, keep_largest, sparsity_table
+from sgc_distiller.masks import MaskSet, ParameterMasker, sparsity_table
 
 
 def small_network(device: torch.device) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(4, 5)).to(device)
-
-
-class TestKeepLargest:
-    def test_by_hand(self, device: torch.device):
-        weight = torch.tensor([[0.5, -0.1, 0.0], [-2.0, 0.1, 0.3]], device=device)
-        assert keep_largest(weight, 3).tolist() == [[1, 0, 0], [1, 0, 1]]
-
-    @pytest.mark.parametrize("count", [1, 5, 8])
-    def test_of_equal_elements_the_first_go(self, count: int, device: torch.device):
-        mask = keep_largest(torch.full((2, 2, 2), -0.7, device=device), count)
-        assert mask.flatten().tolist() == [0] * count + [1] * (8 - count)
-
-    @settings(deadline=None, max_examples=60)
-    @given(
-        values=st.lists(st.integers(-4, 4), min_size=1, max_size=40),
-        share=st.floats(0, 1),
-        dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
-    )
-    def test_exactly_as_many_as_asked_in_order_of_a_stable_sort(
-        self, device: torch.device, values: list[int], share: float, dtype: torch.dtype
-    ):
-        count = max(1, int(share * len(values)))
-        mask = keep_largest(torch.tensor(values, dtype=dtype, device=device), count)
-        expected = np.ones(len(values))
-        expected[np.argsort(np.abs(values), kind="stable")[:count]] = 0
-        assert mask.tolist() == expected.tolist()
-        assert mask.dtype == dtype
-
-    def test_what_is_pruned_never_comes_back(self, device: torch.device):
-        # 0 and 2 were pruned; 1 is 0 by chance: it has not been pruned, so it goes after them
-        weight = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.4], device=device)
-        mask = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=device)
-        assert keep_largest(weight, 1, mask).tolist() == [0, 1, 0, 1, 1]
-        assert keep_largest(weight, 2, mask).tolist() == [0, 1, 0, 1, 1]
-        assert keep_largest(weight, 3, mask).tolist() == [0, 0, 0, 1, 1]
-        assert keep_largest(weight, 4, mask).tolist() == [0, 0, 0, 1, 0]
-        assert keep_largest(weight, 1).tolist() == [0, 1, 1, 1, 1]
-
-    def test_what_was_masked_but_lives_may_come_back(self, device: torch.device):
-        weight = torch.tensor([3.0, 0.1, 2.0], device=device)
-        mask = torch.tensor([0.0, 1.0, 1.0], device=device)
-        assert keep_largest(weight, 1, mask).tolist() == [1, 0, 1]
-
-    def test_order_is_that_of_indices_not_of_memory(self, device: torch.device):
-        weight = torch.ones(2, 3, 2, 2, device=device).to(memory_format=torch.channels_last)
-        mask = keep_largest(weight, 4)
-        assert mask.flatten().tolist() == [0] * 4 + [1] * 20
-        assert mask.is_contiguous(memory_format=torch.channels_last)
-
-    def test_works_where_only_deterministic_kernels_are_allowed(self, device: torch.device):
-        torch.use_deterministic_algorithms(True)
-        try:
-            assert keep_largest(torch.arange(6.0, device=device), 2).sum() == 4
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    def test_reaches_a_parameter_that_learns(self, device: torch.device):
-        mask = keep_largest(nn.Parameter(torch.arange(4.0, device=device)), 1)
-        assert not mask.requires_grad
-        assert mask.tolist() == [0, 1, 1, 1]
 
 
 class TestMaskSet:
