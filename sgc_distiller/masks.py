@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.names import canonical
 from sgc_distiller.selection import drop_smallest, keep_largest
 
 __all__ = ["MaskSet", "ParameterMasker", "drop_smallest", "keep_largest", "sparsity_table"]
@@ -44,8 +47,9 @@ class ParameterMasker:
 
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
-        self._mask = mask
-        self._notify()
+        if mask is not None or self._mask is not None:
+            self._mask = mask
+            self._notify()
 
     @property
     def use_double_copies(self) -> bool:
@@ -68,6 +72,10 @@ class ParameterMasker:
         if only != self._mask_on_forward_only:
             self._mask_on_forward_only = only
             self._notify()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: all but the hook, which belongs to this parameter alone."""
+        return {**self.__dict__, "backward_hook_handle": None}
 
     def _notify(self) -> None:
         if self.changed is not None:
@@ -99,13 +107,17 @@ class ParameterMasker:
     def revert_weights(self, parameter: Tensor) -> None:
         """Bring back the dense weights kept by `apply_mask`; nothing happens without them."""
         if self.unmasked_copy is not None:
-            parameter.data.copy_(self.unmasked_copy)
+            parameter.detach().copy_(self.unmasked_copy)  # counted as a change, unlike a write to .data
             self.unmasked_copy = None
 
     def hold_gradient(self, parameter: Tensor) -> None:
         """Mask the gradients of ``parameter`` until `release_gradient` was called as often as this."""
         self.gradient_holders += 1
-        if self.backward_hook_handle is None:
+        self.hook_gradient(parameter)
+
+    def hook_gradient(self, parameter: Tensor) -> None:
+        """Put the hook on ``parameter`` if its gradients are to be masked and it is missing."""
+        if self.gradient_holders and self.backward_hook_handle is None:
             learns = parameter.requires_grad
             parameter.requires_grad_(True)  # hooks are for tensors that learn; they survive the change
             self.backward_hook_handle = parameter.register_hook(self.mask_gradient)  # type: ignore[no-untyped-call]
@@ -119,17 +131,38 @@ class ParameterMasker:
             self.backward_hook_handle = None
 
 
+_Version = tuple[int, int, int]
+
+
 class _Masked(NamedTuple):
     """Parameters with a mask, in the form in which they are masked together."""
 
     parameters: list[Tensor]
     masks: list[Tensor]
 
+    def multiply(self) -> None:
+        """Multiply the parameters by their masks."""
+        if self.parameters:
+            with torch.no_grad():
+                torch._foreach_mul_(self.parameters, self.masks)
+
+    def only(self, indices: Iterable[int]) -> _Masked:
+        """Return some of them."""
+        some = list(indices)
+        return _Masked([self.parameters[index] for index in some], [self.masks[index] for index in some])
+
+    def versions(self) -> list[_Version]:
+        """Return what tells, without reading a value, that a parameter or its mask was changed."""
+        return [
+            (parameter._version, parameter.data_ptr(), mask._version)
+            for parameter, mask in zip(self.parameters, self.masks, strict=True)
+        ]
+
 
 class _Plan(NamedTuple):
     """What applying the masks means until a mask or a flag changes."""
 
-    every: _Masked  # all parameters with a mask
+    every: _Masked  # all parameters with a mask, those of ``lasting`` first
     lasting: _Masked  # those that are masked after the optimizer's step too
     passing: _Masked  # the others, masked for the forward pass only
     copied: list[tuple[ParameterMasker, Tensor]]  # those whose dense weights are kept meanwhile
@@ -141,6 +174,12 @@ class MaskSet(dict[str, ParameterMasker]):
     It is an ordinary dictionary for whoever sets ``masks[name].mask``. Only parameters with a mask are
     touched, and the list of them is made anew only after a mask or a flag changed.
 
+    `apply` leaves out what is masked already: torch counts the changes of a tensor, and a parameter with the
+    same count, place in memory and mask as when it was masked last needs nothing. Writes through ``.data``
+    and those of torch's fused optimizers are not counted. In an optimizer's step they do no harm, since
+    `mask_weights`, which ends each step, leaves out nothing; who writes so elsewhere calls `forget_plan`
+    afterwards.
+
     Args:
         model: The model whose parameters are masked, biases and norms included.
     """
@@ -149,6 +188,7 @@ class MaskSet(dict[str, ParameterMasker]):
         super().__init__()
         self._model = model
         self._plan: _Plan | None = None
+        self._masked_at: Sequence[_Version | None] | None = None  # versions of those that are masked now
         for name, _ in model.named_parameters():
             self[name] = ParameterMasker(name)
 
@@ -159,24 +199,59 @@ class MaskSet(dict[str, ParameterMasker]):
         self.forget_plan()
 
     def forget_plan(self) -> None:
-        """Look at masks, flags and parameters anew before masks are applied next."""
+        """Look at masks, flags and parameters anew before masks are applied next, and leave out nothing."""
         self._plan = None
+        self._masked_at = None
 
     def apply(self) -> None:
         """Mask the weights for a forward pass; double copies are kept where they are asked for."""
         plan = self._current_plan()
         for masker, parameter in plan.copied:
             masker.keep_copy(parameter)
-        _multiply(plan.every)
+        versions = plan.every.versions()
+        if self._masked_at is None:
+            plan.every.multiply()
+        elif versions == self._masked_at:
+            return
+        else:
+            pairs = enumerate(zip(versions, self._masked_at, strict=True))
+            plan.every.only(index for index, (now, then) in pairs if now != then).multiply()
+        self._masked_at = plan.every.versions()
 
     def mask_weights(self, is_forward: bool = True) -> None:
-        """Mask the weights, keeping no copies.
+        """Mask the weights, whether they are known to be masked or not, keeping no copies.
 
         Args:
             is_forward: Whether weights that are masked on the forward pass only are masked too.
         """
         plan = self._current_plan()
-        _multiply(plan.every if is_forward else plan.lasting)
+        masked = plan.every if is_forward else plan.lasting
+        masked.multiply()
+        not_masked = len(plan.every.parameters) - len(masked.parameters)
+        self._masked_at = [*masked.versions(), *[None] * not_masked]
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Multiply the parameters of a copy of the model, such as a moving average, by the masks.
+
+        Every mask is used, also those for the forward pass only. Nothing is changed if a parameter does not
+        fit.
+
+        Args:
+            model: A network with the same parameters. The path elements ``module`` and ``_orig_mod``, as in
+                the names of `torch.optim.swa_utils.AveragedModel`, are ignored.
+
+        Raises:
+            UserError: If parameters are unknown, missing or of another shape.
+        """
+        own = {canonical(name): (self.get(name), param) for name, param in self._model.named_parameters()}
+        copied = {canonical(name): param for name, param in model.named_parameters()}
+        _check_copy({name: param.shape for name, (_, param) in own.items()}, copied)
+        masked = [
+            (masker, copied[name], _fitted(masker.mask.expand_as(param), copied[name]))
+            for name, (masker, param) in own.items()
+            if masker is not None and masker.mask is not None
+        ]
+        _together(masked).multiply()
 
     def revert(self) -> None:
         """Bring back the dense weights of every parameter that keeps them."""
@@ -201,6 +276,16 @@ class MaskSet(dict[str, ParameterMasker]):
                 with torch.no_grad():
                     torch._foreach_copy_(passing, saved)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskSet:
+        """Return a copy for a copy of the model, on whose parameters gradients are masked as on these."""
+        copied = memo[id(self)] = type(self)(copy.deepcopy(self._model, memo))
+        parameters = dict(copied._model.named_parameters())
+        for name, masker in self.items():
+            copied[name] = copy.deepcopy(masker, memo)
+            if name in parameters:
+                copied[name].hook_gradient(parameters[name])
+        return copied
+
     def _with_copies(self) -> list[tuple[ParameterMasker, Tensor]]:
         return [pair for pair in self._current_plan().copied if pair[0].unmasked_copy is not None]
 
@@ -222,7 +307,7 @@ class MaskSet(dict[str, ParameterMasker]):
                 copied.append((masker, parameter))
         lasting = [entry for entry in masked if not entry[0].mask_on_forward_only]
         passing = [entry for entry in masked if entry[0].mask_on_forward_only]
-        return _Plan(_together(masked), _together(lasting), _together(passing), copied)
+        return _Plan(_together(lasting + passing), _together(lasting), _together(passing), copied)
 
 
 def _fitted(mask: Tensor, parameter: Tensor) -> Tensor:
@@ -236,10 +321,23 @@ def _together(entries: Iterable[tuple[ParameterMasker, Tensor, Tensor]]) -> _Mas
     return _Masked([entry[1] for entry in entries], [entry[2] for entry in entries])
 
 
-def _multiply(masked: _Masked) -> None:
-    if masked.parameters:
-        with torch.no_grad():
-            torch._foreach_mul_(masked.parameters, masked.masks)
+def _check_copy(shapes: Mapping[str, torch.Size], copied: Mapping[str, Tensor]) -> None:
+    """Refuse parameters of a copy that are not those of the model."""
+    again = "Mask a copy of the network that the masks were made for."
+    for name in copied:
+        if name not in shapes:
+            raise UserError(
+                f"Expected a copy of the model, got a parameter {name!r}, which the model does not have."
+                f"{nearest(name, shapes)} {again}"
+            )
+    for name, shape in shapes.items():
+        if name not in copied:
+            raise UserError(f"Expected a copy of the model, got one without {name!r}. {again}")
+        if copied[name].shape != shape:
+            raise UserError(
+                f"Expected {name!r} of shape {tuple(shape)} in a copy of the model, got "
+                f"{tuple(copied[name].shape)}. {again}"
+            )
 
 
 def sparsity_table(model: nn.Module) -> list[dict[str, Any]]:

@@ -221,6 +221,17 @@ class CompressionScheduler:
         """
         self.zeros_mask_dict.mask_weights(is_forward)
 
+    def mask_copy(self, model: nn.Module) -> None:
+        """Mask a copy of the model for good, such as a moving average of its weights.
+
+        Args:
+            model: A network with the same parameters; ``module`` and ``_orig_mod`` in names are ignored.
+
+        Raises:
+            UserError: If parameters are unknown, missing or of another shape.
+        """
+        self.zeros_mask_dict.mask_copy(model)
+
     @contextmanager
     def masked_weights(self, epoch: int | None = None) -> Iterator[None]:
         """Show masked weights inside the block, for evaluation; weights dense between steps come back.

@@ -25,7 +25,7 @@ ONLY: dict[str, set[str]] = {
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},
     "lr_schedulers": {"checks"},
-    "masks": {"selection"},
+    "masks": {"names", "selection"},
     "names": {"structures"},
     "neighbours": set(),
     "pruners": {"checks", "epochs", "masks", "names", "structures"},
