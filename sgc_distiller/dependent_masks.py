@@ -68,12 +68,14 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         self._own: dict[str, Tensor | None] = {}
         self._cleared: dict[str, Tensor | None] = {}
         self._is_resumed = False
+        self._parameters: dict[str, nn.Parameter] = {}  # of the epoch
 
     def on_epoch_begin(
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
     ) -> None:
         """Complete the epoch's masks."""
         self._is_resumed = False
+        self._parameters = dict(model.named_parameters())
         self._complete(zeros_mask_dict)
 
     def on_minibatch_begin(
@@ -87,7 +89,7 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         optimizer: Optimizer | None = None,
     ) -> None:
         """Complete masks that were computed in the middle of an epoch, apply them, and clear moments."""
-        parameters = dict(model.named_parameters())
+        parameters = self._parameters or dict(model.named_parameters())
         for name in self._complete(zeros_mask_dict):
             zeros_mask_dict[name].apply_mask(parameters[name])
         if self.clear_moments and optimizer is not None:

@@ -176,8 +176,9 @@ class MaskSet(dict[str, ParameterMasker]):
 
     `apply` leaves out what is masked already: torch counts the changes of a tensor, and a parameter with the
     same count, place in memory and mask as when it was masked last needs nothing. Writes through ``.data``
-    are not counted. Those of an optimizer do no harm, since `mask_weights` leaves out nothing; after others
-    call `forget_plan`.
+    and those of torch's fused optimizers are not counted. In an optimizer's step they do no harm, since
+    `mask_weights`, which ends each step, leaves out nothing; who writes so elsewhere calls `forget_plan`
+    afterwards.
 
     Args:
         model: The model whose parameters are masked, biases and norms included.

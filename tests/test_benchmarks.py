@@ -65,23 +65,59 @@ def test_ratios_compare_cases_within_a_round(step_cost: ModuleType) -> None:
     assert step_cost.ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
-def test_mask_cost_compares_the_same_masks(
+def test_mask_cost_measures_the_generators_of_stargan_and_pix2pix(mask_cost: ModuleType) -> None:
+    assert sum(p.numel() for p in mask_cost.stargan().parameters()) == 8_430_528
+    assert sum(torch.Size(shape).numel() for shape in mask_cost.STARGAN) == 8_423_104
+    # pix2pix has 54,413,955 parameters: 3 of the output's bias, 9,856 of its norms, 13 of them
+    norms = 2 * (128 + 256 + 512 * 4 + 512 * 4 + 256 + 128 + 64)
+    assert sum(torch.Size(shape).numel() for shape in mask_cost.PIX2PIX) == 54_413_955 - 3 - norms
+
+
+def test_mask_cost_compares_sides_that_end_alike(
+    mask_cost: ModuleType, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    weight = torch.randn(4, 3, 2, device=device)
+    assert torch.equal(mask_cost.topk_mask(weight, 7), mask_cost.keep_largest(weight, 7))
+    monkeypatch.setattr(mask_cost, "STARGAN", [(3, 2, 2, 2)] * 18)
+    ends = []
+    for side in ("ours", "loops", "Distiller"):
+        torch.manual_seed(0)
+        model = mask_cost.stargan().to(device)
+        if side == "loops":
+            scheduler = mask_cost.Loops(model, mask_cost.ours(model).zeros_mask_dict)
+        else:
+            scheduler = mask_cost.ours(model) if side == "ours" else mask_cost.distillers(model)
+        if scheduler is not None:
+            way = mask_cost.hooks_of(scheduler, device)
+            costs = [way(), way()]
+            assert all(0 < cost.host <= cost.wall for cost in costs)
+            ends.append([parameter.detach() for parameter in model.parameters()])
+    for end in ends[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ends[0], end, strict=True))
+    assert int((ends[0][0] == 0).sum()) == 12
+
+
+def test_mask_cost_writes_and_prints_every_row(
     mask_cost: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     device: torch.device,
 ) -> None:
-    assert sum(torch.Size(shape).numel() for shape in mask_cost.CONVOLUTIONS) == 8_423_104  # StarGAN's
-    assert sum(p.numel() for p in mask_cost.Weights().parameters()) == 8_430_528
-    weight = torch.randn(4, 3, 2)
-    assert torch.equal(mask_cost.topk_mask(weight, 7), mask_cost.keep_largest(weight, 7))
-    monkeypatch.setattr(mask_cost, "CONVOLUTIONS", [(3, 2, 2, 2)] * 15)
+    monkeypatch.setattr(mask_cost, "STARGAN", [(3, 2, 2, 2)] * 18)
+    monkeypatch.setattr(mask_cost, "PIX2PIX", [(3, 2, 4, 4)] * 2)
     results = tmp_path / "results.json"
-    mask_cost.main(["--device", str(device), "--rounds", "2", "--results", str(results)])
-    assert list(json.loads(results.read_text())["rows"]) == [
-        "apply in a step",
-        "compute, 50%",
-        "compute, 90%",
+    mask_cost.main(["--device", str(device), "--rounds", "2", "--steps", "2", "--results", str(results)])
+    rows = json.loads(results.read_text())["rows"]
+    assert list(rows) == [
+        "hooks of a step",
+        "refresh of dense weights, 50%",
+        "refresh of dense weights, 90%",
+        "refresh of pruned weights, 50%",
+        "refresh of pruned weights, 90%",
     ]
-    assert "| apply in a step |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        assert f"| {name}: " in printed
+        for values in row["times_faster"].values():
+            assert values["low"] <= values["median"] <= values["high"]

@@ -1,79 +1,24 @@
-"""Masks: which elements go, and how masks are applied together."""
+"""Masks: how they are applied together, to the model and to copies of it."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgc_distiller.masks import MaskSet, ParameterMasker, keep_largest, sparsity_table
+from sgc_distiller.errors import UserError
+from sgc_distiller.masks import MaskSet, ParameterMasker, sparsity_table
 
 
 def small_network(device: torch.device) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(4, 5)).to(device)
-
-
-class TestKeepLargest:
-    def test_by_hand(self, device: torch.device):
-        weight = torch.tensor([[0.5, -0.1, 0.0], [-2.0, 0.1, 0.3]], device=device)
-        assert keep_largest(weight, 3).tolist() == [[1, 0, 0], [1, 0, 1]]
-
-    @pytest.mark.parametrize("count", [1, 5, 8])
-    def test_of_equal_elements_the_first_go(self, count: int, device: torch.device):
-        mask = keep_largest(torch.full((2, 2, 2), -0.7, device=device), count)
-        assert mask.flatten().tolist() == [0] * count + [1] * (8 - count)
-
-    @settings(deadline=None, max_examples=60)
-    @given(
-        values=st.lists(st.integers(-4, 4), min_size=1, max_size=40),
-        share=st.floats(0, 1),
-        dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
-    )
-    def test_exactly_as_many_as_asked_in_order_of_a_stable_sort(
-        self, device: torch.device, values: list[int], share: float, dtype: torch.dtype
-    ):
-        count = max(1, int(share * len(values)))
-        mask = keep_largest(torch.tensor(values, dtype=dtype, device=device), count)
-        expected = np.ones(len(values))
-        expected[np.argsort(np.abs(values), kind="stable")[:count]] = 0
-        assert mask.tolist() == expected.tolist()
-        assert mask.dtype == dtype
-
-    def test_what_is_pruned_never_comes_back(self, device: torch.device):
-        # 0 and 2 were pruned; 1 is 0 by chance: it has not been pruned, so it goes after them
-        weight = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.4], device=device)
-        mask = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=device)
-        assert keep_largest(weight, 1, mask).tolist() == [0, 1, 0, 1, 1]
-        assert keep_largest(weight, 2, mask).tolist() == [0, 1, 0, 1, 1]
-        assert keep_largest(weight, 3, mask).tolist() == [0, 0, 0, 1, 1]
-        assert keep_largest(weight, 4, mask).tolist() == [0, 0, 0, 1, 0]
-        assert keep_largest(weight, 1).tolist() == [0, 1, 1, 1, 1]
-
-    def test_what_was_masked_but_lives_may_come_back(self, device: torch.device):
-        weight = torch.tensor([3.0, 0.1, 2.0], device=device)
-        mask = torch.tensor([0.0, 1.0, 1.0], device=device)
-        assert keep_largest(weight, 1, mask).tolist() == [1, 0, 1]
-
-    def test_order_is_that_of_indices_not_of_memory(self, device: torch.device):
-        weight = torch.ones(2, 3, 2, 2, device=device).to(memory_format=torch.channels_last)
-        mask = keep_largest(weight, 4)
-        assert mask.flatten().tolist() == [0] * 4 + [1] * 20
-        assert mask.is_contiguous(memory_format=torch.channels_last)
-
-    def test_works_where_only_deterministic_kernels_are_allowed(self, device: torch.device):
-        torch.use_deterministic_algorithms(True)
-        try:
-            assert keep_largest(torch.arange(6.0, device=device), 2).sum() == 4
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    def test_reaches_a_parameter_that_learns(self, device: torch.device):
-        mask = keep_largest(nn.Parameter(torch.arange(4.0, device=device)), 1)
-        assert not mask.requires_grad
-        assert mask.tolist() == [0, 1, 1, 1]
 
 
 class TestMaskSet:
@@ -166,6 +111,213 @@ class TestMaskSet:
         masks.apply()
         assert model[2].weight.is_leaf
         assert model[2].weight.requires_grad
+
+
+class Multiplied(TorchDispatchMode):
+    """Notes how many parameters each multiplication masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "_foreach_mul_":
+            self.counts.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+class TestApplyingAgain:
+    """What is masked already is left out; what may have changed is not."""
+
+    @pytest.fixture
+    def model(self, device: torch.device) -> nn.Module:
+        return small_network(device)
+
+    @pytest.fixture
+    def masks(self, model: nn.Module, device: torch.device) -> MaskSet:
+        masks = MaskSet(model)
+        masks["0.bias"].mask = torch.tensor([0.0, 1.0, 0.0], device=device)
+        masks["1.weight"].mask = torch.tensor([1.0, 1.0, 0.0], device=device)
+        masks["1.weight"].mask_on_forward_only = True
+        masks["2.bias"].mask = torch.zeros(5, device=device)
+        masks.apply()
+        return masks
+
+    def multiplied(self, masks: MaskSet) -> list[int]:
+        """Apply the masks; return how many parameters were multiplied, and see that all are masked."""
+        with Multiplied() as seen:
+            masks.apply()
+        named = dict(masks._model.named_parameters())
+        for name, masker in masks.items():
+            if masker.mask is not None:
+                assert not named[name][masker.mask == 0].any(), name
+        return seen.counts
+
+    def test_costs_nothing(self, masks: MaskSet):
+        assert self.multiplied(masks) == []
+
+    def test_after_a_change_masks_what_was_changed(self, model: nn.Module, masks: MaskSet):
+        nn.init.ones_(model[2].bias)
+        assert self.multiplied(masks) == [1]
+        model.load_state_dict({name: torch.ones_like(value) for name, value in model.state_dict().items()})
+        assert self.multiplied(masks) == [3]
+        assert self.multiplied(masks) == []
+
+    def test_after_an_optimizer_masks_what_it_moved(self, model: nn.Module, masks: MaskSet):
+        optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+        model[2].bias.grad = torch.ones(5, device=model[2].bias.device)
+        optimizer.step()
+        assert self.multiplied(masks) == [1]
+
+    @pytest.mark.parametrize("moves", ["foreach", "fused", "data"])
+    def test_the_end_of_a_step_trusts_no_optimizer(self, moves: str, model: nn.Module, masks: MaskSet):
+        """Torch counts neither the changes of its fused optimizers nor those through ``.data``."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=moves == "fused")
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+            if moves == "data":
+                parameter.data.add_(1)
+        if moves != "data":
+            optimizer.step()
+        with Multiplied() as seen:
+            masks.mask_weights(is_forward=False)
+        assert seen.counts == [2]
+        assert model[0].bias[[0, 2]].tolist() == [0, 0]
+        assert model[2].bias.tolist() == [0] * 5
+        assert model[1].weight[2] != 0
+        assert self.multiplied(masks) == [1]  # the one that is masked on the forward pass only
+
+    def test_other_writes_through_data_are_seen_after_forget_plan(self, model: nn.Module, masks: MaskSet):
+        model[2].bias.data.fill_(1)
+        masks.forget_plan()
+        assert self.multiplied(masks) == [3]
+
+    def test_weights_in_another_place_are_masked(self, model: nn.Module, masks: MaskSet):
+        model[0].bias.data = torch.ones(3, device=model[0].bias.device)
+        assert self.multiplied(masks) == [1]
+
+    def test_a_mask_changed_in_place_counts(self, model: nn.Module, masks: MaskSet):
+        masks["0.bias"].mask[1] = 0
+        assert self.multiplied(masks) == [1]
+
+    def test_a_mask_set_anew_counts(self, masks: MaskSet, device: torch.device):
+        masks["0.bias"].mask = torch.zeros(3, device=device)
+        assert self.multiplied(masks) == [3]
+
+    def test_dense_weights_that_came_back_are_masked(self, model: nn.Module, masks: MaskSet):
+        nn.init.ones_(model[2].bias)
+        masks["2.bias"].use_double_copies = True
+        masks.apply()
+        masks.revert()
+        assert model[2].bias.tolist() == [1] * 5
+        assert self.multiplied(masks) == [1]
+        masks["2.bias"].revert_weights(model[2].bias)  # as policies written for Distiller do
+        assert model[2].bias.tolist() == [1] * 5
+        assert self.multiplied(masks) == [1]
+
+    def test_after_a_look_at_masked_weights_the_dense_ones_are_masked(self, model: nn.Module, masks: MaskSet):
+        nn.init.ones_(model[1].weight)
+        with masks.masked():
+            pass
+        assert model[1].weight.tolist() == [1, 1, 1]
+        assert self.multiplied(masks) == [1]
+
+    def test_in_inference_mode(self, model: nn.Module, masks: MaskSet):
+        with torch.inference_mode():
+            model[2].bias.add_(1)
+            assert self.multiplied(masks) == [1]
+        assert self.multiplied(masks) == []
+
+
+class TestMaskCopy:
+    @pytest.fixture
+    def model(self, device: torch.device) -> nn.Module:
+        model = small_network(device)
+        for parameter in model.parameters():
+            nn.init.ones_(parameter)
+        return model
+
+    @pytest.fixture
+    def masks(self, model: nn.Module, device: torch.device) -> MaskSet:
+        masks = MaskSet(model)
+        masks["0.bias"].mask = torch.tensor([0.0, 1.0, 0.0], device=device)
+        masks["2.bias"].mask = torch.tensor([False, True, True, True, False], device=device)
+        masks["2.bias"].mask_on_forward_only = True
+        return masks
+
+    def test_masks_a_moving_average_and_not_the_model(self, model: nn.Module, masks: MaskSet):
+        average = AveragedModel(model)
+        masks.mask_copy(average)
+        assert average.module[0].bias.tolist() == [0, 1, 0]
+        assert average.module[2].bias.tolist() == [0, 1, 1, 1, 0]
+        assert all((parameter == 1).all() for parameter in model.parameters())
+        assert (average.module[0].weight == 1).all()
+
+    def test_of_a_wrapped_model_into_a_plain_copy_of_another_type(
+        self, model: nn.Module, device: torch.device
+    ):
+        masks = MaskSet(nn.DataParallel(model))
+        masks["module.0.bias"].mask = torch.tensor([0.0, 1.0, 0.0], device=device)
+        other = copy.deepcopy(model).double().cpu()
+        masks.mask_copy(other)
+        assert other[0].bias.tolist() == [0, 1, 0]
+        assert other[0].bias.dtype == torch.float64
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda layers: layers.append(nn.Linear(1, 1)),
+                "got a parameter '3.weight', which the model does not have",
+            ),
+            (lambda layers: layers.pop(-1), "got one without '2.weight'. Mask a copy of the network that"),
+            (
+                lambda layers: layers.__setitem__(2, nn.Linear(4, 6)),
+                r"Expected '2.weight' of shape \(5, 4\) in a copy of the model, got \(6, 4\)",
+            ),
+        ],
+    )
+    def test_of_another_network_is_refused_and_nothing_is_masked(
+        self, change: Callable[[nn.Sequential], Any], message: str, model: nn.Sequential, masks: MaskSet
+    ):
+        other = copy.deepcopy(model)
+        change(other)
+        with pytest.raises(UserError, match=message):
+            masks.mask_copy(other)
+        assert other[0].bias.tolist() == [1, 1, 1]
+
+
+class TestDeepCopies:
+    def test_go_on_alone(self, device: torch.device):
+        model = small_network(device)
+        masks = MaskSet(model)
+        masks["1.weight"].mask = torch.tensor([0.0, 1.0, 1.0], device=device)
+        masks["1.weight"].use_double_copies = True
+        masks.apply()
+        copied_model, copied = copy.deepcopy((model, masks))
+        copied["1.weight"].mask[1] = 0
+        copied.apply()
+        copied.revert()
+        assert copied_model[1].weight.tolist() == [1, 1, 1]
+        assert model[1].weight.tolist() == [0, 1, 1]
+        assert masks["1.weight"].mask.tolist() == [0, 1, 1]
+        copied["0.bias"].mask = torch.zeros(3, device=device)
+        copied.apply()
+        assert copied_model[0].bias.tolist() == [0, 0, 0]
+        assert masks["0.bias"].mask is None
+
+    def test_mask_the_gradients_of_the_copy(self, device: torch.device):
+        model = small_network(device)
+        masks = MaskSet(model)
+        masks["1.weight"].mask = torch.tensor([0.0, 1.0, 1.0], device=device)
+        masks["1.weight"].hold_gradient(model[1].weight)
+        copied_model, copied = copy.deepcopy((model, masks))
+        masks["1.weight"].release_gradient()
+        copied_model[1].weight.sum().backward()
+        assert copied_model[1].weight.grad.tolist() == [0, 1, 1]
+        copied["1.weight"].release_gradient()
+        copied_model[1].weight.sum().backward()
+        assert copied_model[1].weight.grad.tolist() == [1, 2, 2]
 
 
 class TestParameterMasker:

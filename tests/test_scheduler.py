@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections import namedtuple
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgc_distiller.element_pruners import AutomatedGradualPruner, SparsityLevelParameterPruner
@@ -270,6 +272,72 @@ class TestResuming:
         run.play(6)
         weight = run.model[0].weight
         assert int((weight == 0).sum()) == int(0.8 * weight.numel())
+
+
+class TestCopies:
+    @pytest.mark.parametrize("name", SCHEDULES)
+    def test_a_deep_copy_goes_on_alone_and_alike(self, name: str, device: torch.device):
+        run = Run(lambda model, optimizer: dict_config(model, optimizer, SCHEDULES[name]), device).play(0, 3)
+        run.begin_epoch(3)
+        run.step(3, 0)
+        copied = copy.deepcopy(run)
+        before = run.outcome()
+        for each in (copied, run):
+            if each is run:  # nothing that the copy did is seen here
+                assert all(torch.equal(ours, then) for ours, then in zip(run.outcome(), before, strict=True))
+            for step in range(1, STEPS):
+                each.step(3, step)
+            each.end_epoch(3)
+            each.play(4)
+        assert_same(copied, run)
+
+    def test_a_moving_average_is_masked_as_the_model_is(self, device: torch.device):
+        run = Run(lambda model, optimizer: dict_config(model, optimizer, gradual()), device)
+        average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        for epoch in range(6):
+            run.begin_epoch(epoch)
+            for step in range(STEPS):
+                run.step(epoch, step)
+                average.update_parameters(run.model)
+            run.end_epoch(epoch)
+        zeros = run.model[0].weight == 0
+        assert int(zeros.sum()) == int(0.8 * zeros.numel())
+        assert average.module[0].weight[zeros].any()  # it remembers what was pruned lately
+        run.scheduler.mask_copy(average)
+        assert torch.equal(average.module[0].weight == 0, zeros)
+
+    def test_a_copy_of_another_network_is_refused(self, device: torch.device):
+        scheduler = CompressionScheduler(network(device))
+        with pytest.raises(UserError, match="Expected a copy of the model, got one without '0.weight'"):
+            scheduler.mask_copy(nn.Identity())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+        lambda parameters: torch.optim.Adam(parameters, lr=0.05, weight_decay=0.1),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1),
+    ],
+    ids=["momentum", "nesterov", "Adam", "AdamW"],
+)
+def test_pruned_weights_are_zero_after_every_step(make: Callable[[Any], Any], device: torch.device):
+    run = Run(lambda model, optimizer: dict_config(model, optimizer, gradual()), device)
+    run.optimizer = make(run.model.parameters())
+    for epoch in range(EPOCHS):
+        run.begin_epoch(epoch)
+        target = 0.8 + (0.1 - 0.8) * (1 - min(epoch, 5) / 5) ** 3
+        pruned = {index: run.scheduler.zeros_mask_dict[f"{index}.weight"].mask == 0 for index in (0, 2)}
+        for gone in pruned.values():
+            assert int(gone.sum()) == int(target * gone.numel())
+        for step in range(STEPS):
+            run.step(epoch, step)
+            for index, gone in pruned.items():
+                weight = run.model[index].weight
+                assert not weight[gone].any()
+                assert weight[~gone].all()
+        run.end_epoch(epoch)
 
 
 class TestLoadingStates:
@@ -612,15 +680,37 @@ def test_no_callback_of_a_step_reads_a_value_on_the_host(name: str, device: torc
     assert watch.readings == []
 
 
-def test_a_step_costs_one_multiplication_before_and_one_after(device: torch.device):
+def test_a_step_costs_one_multiplication(device: torch.device):
     scheduler = dict_config(network(device), None, gradual())
     scheduler.on_epoch_begin(0)
     scheduler.on_minibatch_begin(0, 0, STEPS)
+    scheduler.on_minibatch_end(0, 0, STEPS)
     with Watch() as watch:
-        scheduler.on_minibatch_begin(0, 1, STEPS)
+        scheduler.on_minibatch_begin(0, 1, STEPS)  # weights that nobody moved are masked still
         scheduler.before_parameter_optimization(0, 1, STEPS, None)
         scheduler.on_minibatch_end(0, 1, STEPS)
-    assert watch.operations == ["_foreach_mul_", "_foreach_mul_"]
+    assert watch.operations == ["_foreach_mul_"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HOT)
+def test_twenty_steps_of_hooks_alone_never_wait_for_the_gpu(name: str):
+    model = network(torch.device("cuda"))
+    scheduler = dict_config(model, None, SCHEDULES[name])
+    loss = torch.ones((), device="cuda")
+    scheduler.on_epoch_begin(0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(20):
+            scheduler.on_minibatch_begin(0, step, 20)
+            scheduler.before_backward_pass(0, step, 20, loss)
+            scheduler.before_parameter_optimization(0, step, 20, None)
+            with torch.no_grad():
+                torch._foreach_add_(list(model.parameters()), 0.1)
+            scheduler.on_minibatch_end(0, step, 20)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
