@@ -235,7 +235,7 @@ class TestNames:
     def test_a_name_in_full_goes_before_patterns_and_the_model_gives_the_order(self):
         model = nn.DataParallel(Network())
         regularizer = GroupLassoRegularizer(
-            "r", model, {"up.weight": [0.2, "3D"], "[cu]*.weight": [0.1, "2D"], "fc.weight": [0.3, "Rows"]}
+            "r", model, {"[uf]*.weight": [0.2, "3D"], "fc.weight": [0.3, "Rows"], "conv.weight": [0.1, "2D"]}
         )
         regularizer.bind(model)
         assert list(regularizer.reg_regims.items()) == [
