@@ -174,8 +174,9 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
             if not drafts[name].is_regularization_mask:
                 masker.mask = mask
             elif is_lasting:
-                mask = mask if masker.mask is None else mask * masker.mask
-                _make_lasting(masker, mask)
+                mask = masker.mask = mask if masker.mask is None else mask * masker.mask
+                masker.use_double_copies = False
+                masker.mask_on_forward_only = False
             with torch.no_grad():
                 param.mul_(mask)
         self._is_kept = is_lasting
@@ -185,10 +186,3 @@ def _draft(masker: ParameterMasker) -> ParameterMasker:
     draft = ParameterMasker(masker.param_name)
     draft.mask = masker.mask
     return draft
-
-
-def _make_lasting(masker: ParameterMasker, mask: Tensor) -> None:
-    masker.mask = mask
-    masker.unmasked_copy = None
-    masker.use_double_copies = False
-    masker.mask_on_forward_only = False

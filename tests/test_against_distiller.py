@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from sgc_distiller.schedule import dict_config
+from sgc_distiller.schedule import CLASSES, dict_config
 
 EPOCHS, STEPS = 7, 4
 WEIGHTS = ["0.weight", "2.weight", "4.weight"]
@@ -93,7 +93,7 @@ def random_regularizer(stream: random.Random, names: list[str], has_threshold: b
         regularizer["threshold_criteria"] = "Mean_Abs" if is_mean else "Max"
     strengths = {name: round(stream.uniform(0.01, 0.1), 3) for name in names}
     if kind == "GroupVarianceRegularizer":
-        regularizer["reg_regims"] = {name: [1e-4, "Channels"] for name in names if name != "6.weight"}
+        regularizer["reg_regims"] = {name: [1e-6, "Channels"] for name in names if name != "6.weight"}
     elif kind == "GroupLassoRegularizer":
         found = {name: [group for group in GROUPS[name] if fits(group, has_threshold)] for name in names}
         regularizer["reg_regims"] = {
@@ -209,5 +209,20 @@ def test_random_schedules_with_regularizers_do_the_same(seed: int):
     theirs = run(distiller.config.dict_config, schedule, convolutions)
     ours = run(dict_config, schedule, convolutions)
     assert len(ours) == len(theirs)
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.distiller
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(10))
+def test_its_own_regularizers_run_here_unchanged(seed: int, monkeypatch: pytest.MonkeyPatch):
+    import distiller.config
+
+    schedule = random_regularizing_schedule(random.Random(seed))
+    theirs = run(distiller.config.dict_config, schedule, convolutions)
+    for name in list(CLASSES["regularizers"]):
+        monkeypatch.setitem(CLASSES["regularizers"], name, getattr(distiller.config, name))
+    ours = run(dict_config, schedule, convolutions)
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=2e-6)

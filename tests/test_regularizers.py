@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TinyTask, tiny_supervision, tiny_trainer
 from torch import Tensor, nn
 
 from sgc_distiller import RegularizationPolicy, dict_config
@@ -234,12 +235,13 @@ class TestNames:
     def test_a_name_in_full_goes_before_patterns_and_the_model_gives_the_order(self):
         model = nn.DataParallel(Network())
         regularizer = GroupLassoRegularizer(
-            "r", model, {"up.weight": [0.2, "3D"], "*o*v.weight": [0.1, "2D"], "[cu]*.weight": [0.1, "2D"]}
+            "r", model, {"[uf]*.weight": [0.2, "3D"], "fc.weight": [0.3, "Rows"], "conv.weight": [0.1, "2D"]}
         )
         regularizer.bind(model)
         assert list(regularizer.reg_regims.items()) == [
             ("module.conv.weight", (0.1, "2D")),
             ("module.up.weight", (0.2, "3D")),
+            ("module.fc.weight", (0.3, "Rows")),
         ]
 
     def test_a_norm_named_in_full(self):
@@ -614,9 +616,22 @@ class TestPolicy:
         schedule = policy_schedule(HALF_L1, {"keep_mask": True})
         with_pruner(schedule, {"mask_on_forward_only": True, "use_double_copies": True})
         scheduler = dict_config(model, optimizer, schedule)
-        run_epochs(scheduler, optimizer, range(4))
-        assert torch.equal(model.a.weight == 0, scheduler.zeros_mask_dict["a.weight"].mask == 0)
-        assert int((model.a.weight == 0).sum()) >= 12
+        scheduler.on_epoch_begin(0, optimizer)
+        mask = scheduler.zeros_mask_dict["a.weight"].mask.clone()
+        for step in range(3):
+            take_step(model, scheduler, optimizer, 0, step, 3)
+        run_epochs(scheduler, optimizer, range(1, 2))
+        assert bool((model.a.weight[mask == 0] != 0).any())  # dense: only what is small was dropped
+        run_epochs(scheduler, optimizer, range(2, 3))
+        zeros = model.a.weight == 0
+        assert int((mask == 0).sum()) == 12
+        assert bool(zeros[mask == 0].all())
+        assert int(zeros.sum()) > 12
+        run_epochs(scheduler, optimizer, range(3, 4))
+        masker = scheduler.zeros_mask_dict["a.weight"]
+        assert torch.equal(model.a.weight == 0, zeros)
+        assert torch.equal(masker.mask == 0, zeros)
+        assert not masker.use_double_copies
 
     @pytest.mark.parametrize("epoch", [0, 1, 2])
     @pytest.mark.parametrize("step", [0, 1, 2])
@@ -706,9 +721,14 @@ class Returning(InPlace):
 class Lasting(InPlace):
     """Sets masks as a pruner does, looking at the mask that is there."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seen: list[Tensor | None] = []
+
     def threshold(self, param: Tensor, param_name: str, zeros_mask_dict: Any) -> None:
         if param_name in self.reg_regims:
             masker = zeros_mask_dict[param_name]
+            self.seen.append(masker.mask)
             small = (param.abs() > 0.1).float()
             masker.mask = small if masker.mask is None else small * masker.mask
 
@@ -769,11 +789,42 @@ class TestRegularizersOfUsers:
         scheduler.add_policy(RegularizationPolicy(regularizer), epochs=[0])
         scheduler.on_epoch_begin(0, optimizer)
         mask = scheduler.zeros_mask_dict["a.weight"].mask
+        assert regularizer.seen == []
         take_step(model, scheduler, optimizer, 0, 0, 3)
+        assert torch.equal(regularizer.seen[0], mask)
         assert torch.equal(scheduler.zeros_mask_dict["b.weight"].mask == 0, model.b.weight == 0)
         assert torch.equal(scheduler.zeros_mask_dict["a.weight"].mask == 0, model.a.weight == 0)
         assert bool((model.a.weight[mask == 0] == 0).all())
         assert 0 < int((model.b.weight == 0).sum()) < model.b.weight.numel()
+
+    @pytest.mark.parametrize("stop", [None, 0, 1, 2])
+    def test_a_threshold_is_asked_once_a_step(self, stop: int | None):
+        class Halving(InPlace):
+            """Drops half of what is left, so that one call too many shows."""
+
+            def threshold(self, param: Tensor, param_name: str, zeros_mask_dict: Any) -> None:
+                limit = param[param != 0].abs().median()
+                zeros_mask_dict[param_name].mask = param.abs() > limit
+                zeros_mask_dict[param_name].is_regularization_mask = True
+
+        def start() -> RegularizationPolicy:
+            policy = RegularizationPolicy(Halving("r", layer, {}, "half"), keep_mask=True)
+            policy.on_epoch_begin(layer, masks, {**meta, "current_epoch": 0})
+            return policy
+
+        layer = nn.Linear(16, 4, bias=False)
+        masks, meta = MaskSet(layer), {"starting_epoch": 0, "ending_epoch": 1, "frequency": 1}
+        policy = start()
+        for step in range(3):
+            policy.on_minibatch_end(layer, 0, step, 3, masks, None)
+            assert (masks["weight"].mask is not None) == (step == 2)
+            if step == stop:
+                state = policy.state_dict()
+                policy = RegularizationPolicy(Halving("r", layer, {}, "half"), keep_mask=True)
+                policy.load_state_dict(state)
+        policy.on_epoch_end(layer, masks, {**meta, "current_epoch": 0})
+        assert int((layer.weight != 0).sum()) == 8  # of 64: 32, 16, 8
+        assert int(masks["weight"].mask.sum()) == 8
 
     def test_a_policy_that_applies_such_masks_itself_uses_them_once(self):
         class OfDistillersKind(ScheduledTrainingPolicy):
@@ -794,3 +845,19 @@ class TestRegularizersOfUsers:
         scheduler.zeros_mask_dict["a.weight"].mask = torch.zeros(4, 6)  # one of a pruner, later
         scheduler.zeros_mask_dict["a.weight"].apply_mask(model.a.weight)
         assert scheduler.zeros_mask_dict["a.weight"].mask is not None
+
+
+def test_terms_of_one_name_are_logged_as_their_sum(device: torch.device):
+    supervision = tiny_supervision(TinyTask(), device)
+    strengths = {"one": {"0.weight": 0.5}, "two": {"2.weight": 2.0}}
+    policies = [{"regularizer": {"instance_name": name}, "epochs": [0]} for name in strengths]
+    kinds = {name: {"class": L1, "reg_regims": regims} for name, regims in strengths.items()}
+    trainer = tiny_trainer(supervision, epochs=1, steps_per_epoch=1)
+    trainer.scheduler = dict_config(
+        supervision.generator, trainer.generator_optimizer, {"regularizers": kinds, "policies": policies}
+    )
+    weights = dict(supervision.generator.named_parameters())
+    expected = (0.5 * weights["0.weight"].abs().sum() + 2.0 * weights["2.weight"].abs().sum()).item()
+    trainer.run()
+    (report,) = trainer.observer.reports
+    assert report.means["L1Regularizer_loss"] == pytest.approx(expected, rel=1e-6)
