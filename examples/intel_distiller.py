@@ -21,7 +21,7 @@ except (ImportError, ValueError) as error:
     sys.exit(2)
 
 
-def train(name: str, supervision: Supervision, scheduler: Any, epochs: int, steps: int = 20) -> None:
+def train(name: str, supervision: Supervision, scheduler: Any, epochs: int, steps: int = 15) -> None:
     """Run Distiller's loop; a step is one update of the discriminator and one of the generator."""
     optimizer, judge_optimizer = optimizers
     for epoch in range(epochs):

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.schedule_reader import CLASSES
 
-__all__ = ["ADAPTERS", "register"]
+__all__ = ["ADAPTERS", "UNNAMED", "register"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def register(distiller: Any) -> list[str]:
     _check(distiller)
     names = []
     for section, classes in CLASSES.items():
-        for name, kind in classes.items():
+        for name, kind in {**classes, **UNNAMED.get(section, {})}.items():
             known = getattr(distiller.config, name, None)
             original = getattr(known, "__dict__", {}).get(_ORIGINAL)
             if known is not None and original is None:
@@ -119,3 +120,6 @@ def _marked(adapted: type, kind: type) -> type:
 
 ADAPTERS: dict[str, Callable[[type, Any], type]] = {"extensions": _policy, "pruners": _pruner}
 """By section of a schedule: what makes of a class of ours one that Distiller can drive."""
+
+UNNAMED: dict[str, dict[str, type]] = {"extensions": {"DependentMasksPolicy": DependentMasksPolicy}}
+"""Classes that no schedule of ours names, but one that was written for Distiller does."""

@@ -20,7 +20,7 @@ ONLY: dict[str, set[str]] = {
     **{name: set() for name in ("checks", "import_errors", "resources", "runs", "selection", "structures")},
     "class_lookup": {"import_errors", "policies", "yaml_source"},
     "curves": {"charts", "runs", "wording"},
-    "distiller_plugin": {"schedule_reader"},
+    "distiller_plugin": {"dependent_masks", "schedule_reader"},
     "epochs": {"checks"},
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},
