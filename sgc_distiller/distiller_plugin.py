@@ -53,7 +53,7 @@ def register(distiller: Any) -> list[str]:
                 continue  # Distiller's own
             if original is not kind:
                 adapt = ADAPTERS.get(section, _as_it_is)
-                setattr(distiller.config, name, _marked(adapt(kind, distiller), kind))
+                setattr(distiller.config, name, _marked(name, adapt(kind, distiller), kind))
             names.append(name)
     log.info("Distiller at %s knows %s.", getattr(distiller, "__file__", "?"), ", ".join(names))
     return names
@@ -112,10 +112,10 @@ def _as_it_is(kind: type, distiller: Any) -> type:
     return kind
 
 
-def _marked(adapted: type, kind: type) -> type:
-    """Return a class that says what it stands for and goes by the same name."""
+def _marked(name: str, adapted: type, kind: type) -> type:
+    """Return a class that says what it stands for and goes by the name that schedules use."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (adapted,), {**names, _ORIGINAL: kind})
+    return type(name, (adapted,), {**names, _ORIGINAL: kind})
 
 
 ADAPTERS: dict[str, Callable[[type, Any], type]] = {"extensions": _policy, "pruners": _pruner}

@@ -22,7 +22,7 @@ from sgc_distiller.ranked_pruners import RankedPruner
 from sgc_distiller.schedule_builder import BuiltPolicy, PolicyBuilder
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.structure_pruners import StructurePruner
-from sgc_distiller.structures import Axes
+from sgc_distiller.structures import GROUP_TYPES
 
 __all__ = ["expanded_arguments", "plain_schedule"]
 
@@ -132,8 +132,10 @@ class _Writer:
                 f"Write {spec.kind.__name__!r}, and set distiller.config.{spec.kind.__name__} in your loop.",
             )
         for group in self._groups(spec):
-            if "+4D" in group or "4D+" in group:
-                raise self._refuse(spec, f"the group {group!r}", "Distiller fails on it: use 'Channels'.")
+            if "+4D" in group or "4D+" in group or GROUP_TYPES.get(group) == "Vectors":
+                raise self._refuse(
+                    spec, f"the group {group!r}", "Distiller knows 2D, 3D, 4D, Channels, Rows and Cols."
+                )
         pruner = getattr(made, "pruner", None)
         if isinstance(pruner, AutomatedGradualPruner | SparsityLevelParameterPruner):
             self._check_shares(policy, pruner)
@@ -159,17 +161,18 @@ class _Writer:
     def _arguments(self, spec: InstanceSpec) -> Plain:
         arguments = expanded_arguments(spec.arguments, self.model, self.builder.spared)
         regims = arguments.get("reg_regims")
-        if isinstance(regims, Mapping) and self.builder.convention == "module":
+        if isinstance(regims, Mapping):
             arguments["reg_regims"] = {
-                name: [value[0], self._swapped(value[1], self.builder.axes[name])]
-                if isinstance(value, Sequence) and name in self.builder.axes
-                else value
+                name: [value[0], self._group(value[1], name)] if isinstance(value, Sequence) else value
                 for name, value in regims.items()
             }
         return arguments
 
-    def _swapped(self, group: str, axes: Axes) -> str:
-        return _SWAPPED.get(group, group) if axes == "inputs_first" else group
+    def _group(self, group: str, name: str) -> str:
+        """Return Distiller's name of the groups of one weight."""
+        group = "2D" if group == "Kernels" else group
+        is_swapped = self.builder.convention == "module" and self.builder.axes.get(name) == "inputs_first"
+        return _SWAPPED.get(group, group) if is_swapped else group
 
     def _write(self, policy: PolicySpec, arguments: Plain, suffix: str = "") -> None:
         name = policy.instance.name + suffix
@@ -212,7 +215,7 @@ class _Writer:
             )
         if others:
             self._write(policy, {**arguments, "weights": others})
-        group = self._swapped(str(arguments["group_type"]), "inputs_first")
+        group = self._group(str(arguments["group_type"]), swapped[0])
         suffix = "_transposed" if others else ""
         self._write(policy, {**arguments, "group_type": group, "weights": swapped}, suffix)
 
