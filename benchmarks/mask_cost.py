@@ -81,9 +81,9 @@ class Costs:
     processor: list[float] = field(default_factory=list)
 
     def append(self, costs: Sequence[Cost]) -> None:
-        """Append the mean over the calls of a round."""
+        """Append the median over the calls of a round."""
         for name in ("wall", "host", "processor"):
-            getattr(self, name).append(statistics.fmean(getattr(cost, name) for cost in costs))
+            getattr(self, name).append(statistics.median(getattr(cost, name) for cost in costs))
 
 
 class Weights(nn.Module):
@@ -243,10 +243,13 @@ def measure(ways: dict[str, Way], rounds: int, calls: int, warm_up: int = 1) -> 
     """Return milliseconds of both sides, which take turns, and the second one's ratios to the first."""
     times = {name: Costs() for name in ways}
     for turn in range(-warm_up, rounds):
-        for name in list(ways)[:: 1 if turn % 2 else -1]:
-            costs = [ways[name]() for _ in range(calls)]
-            if turn >= 0:
-                times[name].append(costs)
+        costs: dict[str, list[Cost]] = {name: [] for name in ways}
+        for call in range(calls):
+            for name in list(ways)[:: 1 if (turn + call) % 2 else -1]:
+                costs[name].append(ways[name]())
+        if turn >= 0:
+            for name, one_side in times.items():
+                one_side.append(costs[name])
     first, second = times.values()
     kinds = ("wall", "host", "processor")
     return {
@@ -297,7 +300,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=usual)
     parser.add_argument("--threads", type=int, help="of torch on the CPU; all cores by default")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=20, help="steps with hooks in a round")
+    parser.add_argument("--steps", type=int, default=50, help="steps with hooks in a round")
     parser.add_argument("--results", type=Path, help="JSON file in place of results/mask_cost_<device>.json")
     options = parser.parse_args(arguments)
     options.results = options.results or RESULTS / f"mask_cost_{options.device.type}.json"

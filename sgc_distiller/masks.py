@@ -305,6 +305,7 @@ class MaskSet(dict[str, ParameterMasker]):
                 masked.append((masker, parameter, _fitted(masker.mask, parameter)))
             if masker.unmasked_copy is not None or (masker.mask is not None and masker.use_double_copies):
                 copied.append((masker, parameter))
+        masked.reverse()  # what the optimizer has moved last is still in the processor's cache
         lasting = [entry for entry in masked if not entry[0].mask_on_forward_only]
         passing = [entry for entry in masked if entry[0].mask_on_forward_only]
         return _Plan(_together(lasting + passing), _together(lasting), _together(passing), copied)
