@@ -419,7 +419,7 @@ IMPORTS: dict[str, tuple[str, str]] = {
     "from two modules of ours": (
         "from distiller import PolicyLoss, AutomatedGradualPruner",
         "Write 'from sgc_distiller import PolicyLoss; "
-        f"from sgc_distiller.pruners import AutomatedGradualPruner', {OR}.",
+        f"from sgc_distiller.element_pruners import AutomatedGradualPruner', {OR}.",
     ),
     "everything": ("from distiller.policy import *", f"Write 'from sgc_distiller import *', {OR}."),
     "the package": (
