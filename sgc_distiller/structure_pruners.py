@@ -78,8 +78,8 @@ class StructurePruner(ListedPruner):
         for name in self.weights:
             if self._axes and name not in self._axes and self.kind in ("Filters", "Channels"):
                 raise checks.ArgumentError(
-                    f"Expected weights of convolutions, transposed convolutions without groups or linear "
-                    f"layers for {self.kind}, got {name!r}.",
+                    f"Expected weights of convolutions, of transposed convolutions without groups or of "
+                    f"linear layers for {self.kind}, got {name!r}.",
                     "weights",
                 )
             self._groupings[name] = self.grouping(name, params[name])
