@@ -353,8 +353,8 @@ class NMPruner(ListedPruner):
         for name in self.weights:
             if name not in self._axes:
                 raise checks.ArgumentError(
-                    "Expected weights of convolutions, of transposed convolutions without groups or of linear "
-                    f"layers, got {name!r}.",
+                    "Expected weights of convolutions, of transposed convolutions without groups or of "
+                    f"linear layers, got {name!r}.",
                     "weights",
                 )
             if shapes[name][self._inputs(name)] % self.m:
