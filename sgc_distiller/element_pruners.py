@@ -351,8 +351,13 @@ class NMPruner(ListedPruner):
         self._axes = layer_axes(model)
         shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
         for name in self.weights:
-            inputs = self._inputs(name)
-            if name not in self._axes or shapes[name][inputs] % self.m:
+            if name not in self._axes:
+                raise checks.ArgumentError(
+                    "Expected weights of convolutions, of transposed convolutions without groups or of "
+                    f"linear layers, got {name!r}.",
+                    "weights",
+                )
+            if shapes[name][self._inputs(name)] % self.m:
                 raise checks.ArgumentError(
                     f"Expected weights of layers whose number of inputs is a multiple of {self.m}, got "
                     f"{name!r} of shape {shapes[name]}. List those that fit.",

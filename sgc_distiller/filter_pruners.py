@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import checks
+from sgc_distiller.errors import UserError
 from sgc_distiller.masks import drop_smallest
 from sgc_distiller.pruners import ConstantRate, GradualRate, Rate
 from sgc_distiller.structure_pruners import StructurePruner, checked_kind
@@ -44,6 +45,9 @@ class FilterPruner(StructurePruner):
         UserError: If an argument is not one of these.
     """
 
+    kinds = ("Filters",)
+    ranks_weights = False
+
     def __init__(
         self,
         name: str,
@@ -59,7 +63,7 @@ class FilterPruner(StructurePruner):
                 f"{group_dependency!r}. To follow a leader, use L1RankedStructureParameterPruner.",
                 "group_dependency",
             )
-        kind = checked_kind(group_type, ("Filters",))
+        kind = checked_kind(group_type, self.kinds)
         super().__init__(name, kind, weights, rate, None, prune_output)
 
     def _pick(self, param: Tensor, param_name: str, mask: Tensor | None, share: float) -> Tensor | None:
@@ -121,6 +125,8 @@ class RandomRankedFilterPruner_AGP(_Random, _GradualFilterPruner):
 class _Bernoulli(FilterPruner):
     """Drops each filter with a probability, and makes the others larger to make up for it."""
 
+    scales_weights = True
+
     def _pick(self, param: Tensor, param_name: str, mask: Tensor | None, share: float) -> Tensor:
         count = self.grouping(param_name, param).count
         kept = torch.bernoulli(torch.full((count,), 1.0 - share), generator=self.streams.torch)
@@ -131,8 +137,8 @@ class _Bernoulli(FilterPruner):
 class BernoulliFilterPruner(_Bernoulli, _ConstantFilterPruner):
     """Drops each filter with probability ``desired_sparsity``, others each time masks are set.
 
-    The filters that stay are multiplied by ``filters / filters that stay``, as dropout does it. See
-    `FilterPruner`.
+    The filters that stay are multiplied by ``filters / filters that stay``, as dropout does it: use it with
+    ``mask_on_forward_only`` and ``use_double_copies``, else they grow with every step. See `FilterPruner`.
     """
 
 
@@ -196,13 +202,13 @@ class ActivationMeter:
         values = output.detach()
         values = (values == 0).float() if self.share_of_zeros else values.float()
         mean = values.transpose(0, 1).flatten(1).mean(dim=1)
-        self.total = mean if self.total is None else self.total + mean
+        self.total = mean if self.total is None else self.total.to(mean.device) + mean
         self.passes += 1
 
-    def value(self) -> tuple[Tensor, None]:
-        """Return the mean of each channel, and None, since no spread is kept."""
+    def value(self) -> Tensor:
+        """Return the mean of each channel."""
         assert self.total is not None
-        return self.total / self.passes, None
+        return self.total / self.passes
 
     def reset(self) -> None:
         """Forget all passes."""
@@ -213,47 +219,73 @@ class _Activation(FilterPruner):
     """Prunes the filters whose activations have the largest statistic."""
 
     _statistic = "apoz_channels"
+    _modules: Mapping[str, nn.Module] = {}  # noqa: RUF012 - replaced, never changed
+    _meters: Mapping[str, ActivationMeter] = {}  # noqa: RUF012 - replaced, never changed
+    _watched: nn.Module | None = None
 
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         super()._find(model, spared)
-        self._meters = getattr(self, "_meters", {})
-        self._modules: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         for name in self.weights:
             path = name.replace(".conv", ".relu").removesuffix(".weight")
             try:
-                self._modules[name] = model.get_submodule(path)
+                modules[name] = model.get_submodule(path)
             except AttributeError:
                 raise checks.ArgumentError(
                     f"Expected a layer {path!r}, whose activations rank the filters of {name!r}, but the "
                     "model has none.",
                     "weights",
                 ) from None
-            if not hasattr(self._modules[name], self._statistic):
-                self._meters[name] = ActivationMeter(self._statistic == "apoz_channels")
-                self._modules[name].register_forward_hook(self._meters[name])
+        self._modules = modules
+
+    def watch(self) -> None:
+        """Measure the activations of all forward passes from now on."""
+        if self._watched is self._bound_to:
+            return
+        self._watched = self._bound_to
+        self._meters = {name: self._meters.get(name, self._new_meter()) for name in self._modules}
+        for name, module in self._modules.items():
+            if not hasattr(module, self._statistic):
+                module.register_forward_hook(self._meters[name])
+
+    def _new_meter(self) -> ActivationMeter:
+        return ActivationMeter(self._statistic == "apoz_channels")
 
     def _pick_count(self, param: Tensor, param_name: str, count: int) -> Tensor | None:
-        given = getattr(self._modules[param_name], self._statistic, None)
-        meter = self._meters[param_name] if given is None else given
-        if given is None and meter.passes == 0:
+        scores = self._scores(param_name)
+        if scores is None:
             return None
-        values, _ = meter.value()
-        if given is None:
-            meter.reset()
-        scores = torch.as_tensor(values, device=param.device)
-        return (~drop_smallest(-scores, count)).to(param.dtype)
+        filters = self.grouping(param_name, param).count
+        if len(scores) != filters:
+            raise UserError(
+                f"Expected activations of {filters} channels, as many as {param_name!r} has filters, got "
+                f"{len(scores)}. Take that weight off the list of {self.name!r}."
+            )
+        return (~drop_smallest(-scores.to(param.device), count)).to(param.dtype)
+
+    def _scores(self, param_name: str) -> Tensor | None:
+        given = getattr(self._modules[param_name], self._statistic, None)
+        if given is not None:  # what Distiller's collector left there
+            return torch.as_tensor(given.value()[0])
+        meter = self._meters.get(param_name)
+        if meter is None or meter.passes == 0:
+            return None
+        values = meter.value()
+        meter.reset()
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Return also what was measured so far."""
-        measured = {name: [m.total, m.passes] for name, m in getattr(self, "_meters", {}).items()}
+        measured = {name: [meter.total, meter.passes] for name, meter in self._meters.items()}
         return {**super().state_dict(), "measured": measured}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
+        meters = {name: self._meters.get(name, self._new_meter()) for name in state["measured"]}
         for name, (total, passes) in state["measured"].items():
-            meter = self._meters.setdefault(name, ActivationMeter(self._statistic == "apoz_channels"))
-            meter.total, meter.passes = total, passes
+            meters[name].total, meters[name].passes = total, passes
+        self._meters = {**self._meters, **meters}
 
 
 class ActivationAPoZRankedFilterPruner(_Activation, _ConstantFilterPruner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["Norm", "folded_weights", "norms_after"]
 log = logging.getLogger(__name__)
 
 _Layers = (_ConvNd, nn.Linear)
+_Norms = (_NormBase, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -45,45 +47,71 @@ def norms_after(model: nn.Module) -> dict[str, Norm]:
         Layers by names such as ``main.0.weight``; a layer that is used twice has one only if
         it is the same.
     """
+    paths = {module: path for path, module in model.named_modules()}  # one path also for a shared layer
     found: dict[str, set[str | None]] = {}
-    for prefix, part, graph in _graphs(model, ""):
+    for part, graph in _graphs(model, ""):
         modules = dict(part.named_modules())
         for node in graph.nodes:
             if node.op == "call_module" and isinstance(modules[node.target], _Layers):
                 after = _norm_behind(node, modules)
-                found.setdefault(prefix + node.target, set()).add(None if after is None else prefix + after)
-    paths = {path: next(iter(norms)) for path, norms in found.items() if len(norms) == 1}
+                norms = found.setdefault(paths[modules[node.target]], set())
+                norms.add(None if after is None else paths[after])
+    alone = {path: next(iter(norms)) for path, norms in found.items() if len(norms) == 1}
     return {
-        f"{path}.weight": Norm(norm, model.get_submodule(norm))
-        for path, norm in paths.items()
+        f"{path}.weight" if path else "weight": Norm(norm, model.get_submodule(norm))
+        for path, norm in alone.items()
         if norm is not None
     }
 
 
-def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """Yield the largest parts that can be traced, each with its path and a dot."""
+class _Tracer(fx.Tracer):
+    """Looks into no layer and no norm, also where they are a user's own subclasses."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*_Layers, *_Norms)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _graphs(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, fx.Graph]]:
+    """Yield the largest parts that can be traced."""
     if not any(isinstance(part, _Layers) for part in module.modules()) or isinstance(module, _Layers):
         return
     try:
-        graph = fx.Tracer().trace(module)
+        with _untouched(module):
+            graph = _Tracer().trace(module)
     except Exception as error:  # whatever the model's own code does with a value that is none
-        log.debug("%s cannot be traced as a whole: %s", prefix or "The model", error)
+        log.debug("%s cannot be traced as a whole: %s", path or "The model", error)
     else:
-        yield prefix, module, graph
+        yield module, graph
         return
     for name, child in module.named_children():
-        yield from _graphs(child, f"{prefix}{name}.")
+        yield from _graphs(child, f"{path}.{name}" if path else name)
 
 
-def _norm_behind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Put back what a model's own code sets on it while it is traced, and the global random numbers."""
+    states: list[dict[str, Any]] = [part.__dict__ for part in module.modules()]
+    states += [state[key] for state in states for key in ("_parameters", "_buffers") if key in state]
+    kept = [(state, dict(state)) for state in states]
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if used else ()):
+            yield
+    finally:
+        for state, before in kept:
+            for key in state.keys() - before.keys():
+                del state[key]
+            state.update(before)
+
+
+def _norm_behind(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     if len(node.users) != 1:
         return None
     (user,) = node.users
     if user.op != "call_module" or not isinstance(user.target, str):
         return None
     norm = modules[user.target]
-    is_norm = isinstance(norm, _NormBase | nn.GroupNorm)
-    return user.target if is_norm and user.args[:1] == (node,) else None
+    return norm if isinstance(norm, _Norms) and user.args[:1] == (node,) else None
 
 
 def folded_weights(
@@ -109,7 +137,14 @@ def folded_weights(
         with torch.no_grad():
             spread = (module.running_var + module.eps).sqrt()
             factor = 1.0 / spread if module.weight is None else module.weight / spread
-            ones = [1] * (weights[name].dim() - 1)
-            shape = (1, -1, *ones[1:]) if isinstance(layer, _ConvTransposeNd) else (-1, *ones)
-            folded[name] = weights[name].detach() * factor.reshape(shape)
+            folded[name] = _scaled(weights[name].detach(), factor, layer).to(weights[name].dtype)
     return folded
+
+
+def _scaled(weight: Tensor, factor: Tensor, layer: nn.Module) -> Tensor:
+    """Return a layer's weight with one factor for each of its outputs."""
+    if not isinstance(layer, _ConvTransposeNd):
+        return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])  # outputs of a group lie on dimension 2
+    ones = [1] * (weight.dim() - 2)
+    return (grouped * factor.reshape(layer.groups, 1, -1, *ones)).reshape(weight.shape)

@@ -126,8 +126,12 @@ class Pruner:
     """Computes the masks of some of a model's parameters.
 
     1. `bind` finds the parameters that the pruner's names and patterns mean, once for a model.
-    2. `set_masks` sets their masks, when an epoch begins and wherever a policy asks for it; by default it
+    2. `watch` begins to measure what the ranking needs, once the whole schedule is built.
+    3. `set_masks` sets their masks, when an epoch begins and wherever a policy asks for it; by default it
        calls `set_param_mask`, which has Distiller's name and arguments, for one parameter after the other.
+
+    Pruners with ``ranks_weights`` false look at something else than the weights' sizes; with
+    ``scales_weights`` true their masks hold other numbers than 0 and 1.
 
     A pruner that can say in advance how much it prunes has ``target(param_name, meta)``, a sparsity in
     [0, 1].
@@ -135,6 +139,9 @@ class Pruner:
     Args:
         name: Name of the pruner in the schedule.
     """
+
+    ranks_weights = True
+    scales_weights = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -160,6 +167,9 @@ class Pruner:
 
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         raise NotImplementedError
+
+    def watch(self) -> None:
+        """Begin to measure what the ranking needs; nothing by default."""
 
     def axes_of(self, param_name: str) -> Axes:
         """Return how the dimensions of a bound parameter are read."""

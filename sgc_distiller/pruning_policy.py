@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from sgc_distiller.policies import ScheduledTrainingPolicy
 from sgc_distiller.pruners import Convention
 
 __all__ = ["PruningPolicy"]
+
+log = logging.getLogger(__name__)
 
 _PRUNING_DEFAULTS: dict[str, Any] = {
     "levels": None,
@@ -53,7 +56,8 @@ class PruningPolicy(ScheduledTrainingPolicy):
             ``discard_masks_at_minibatch_end`` drops all masks after each step;
             ``skip_first_minibatch`` sets the first masks at step 1 of epoch 0 instead of at the beginning;
             ``fold_batchnorm`` ranks the weights of convolutions as they are with the batch norm behind them
-            folded in (of a plain schedule 2-D convolutions only, as in Distiller).
+            folded in (of a plain schedule 2-D convolutions only, as in Distiller); a leader is ranked
+            by its own weights.
         classes: Kept for policies written for Distiller; not used.
         layers: Kept for policies written for Distiller; not used.
 
@@ -86,6 +90,11 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self.discard_masks_at_minibatch_end: bool = options["discard_masks_at_minibatch_end"]
         self.skip_first_minibatch: bool = options["skip_first_minibatch"]
         self.fold_batchnorm: bool = options["fold_batchnorm"]
+        if self.fold_batchnorm and not getattr(pruner, "ranks_weights", True):
+            raise checks.ArgumentError(
+                f"Expected a pruner that ranks weights, got {type(pruner).__name__}. Leave the option out.",
+                "fold_batchnorm",
+            )
         self.is_initialized = False
         self._bound_to: nn.Module | None = None
         self._found_levels: dict[str, float] | None = None
@@ -108,8 +117,31 @@ class PruningPolicy(ScheduledTrainingPolicy):
         if self.levels is not None:
             self._found_levels = find_levels(model, self.levels, spared)
         if self.fold_batchnorm:
-            self._norms = _foldable(model, convention)
+            self._norms = _foldable(model, convention, getattr(self.pruner, "weights", None))
         self._bound_to = model
+
+    def check_gradients(self, model: nn.Module) -> None:
+        """Refuse to mask gradients, with a `UserError`, where a parameter does not learn; schedules do so."""
+        frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
+        if self.mask_gradients and frozen:
+            raise checks.ArgumentError(
+                f"Expected parameters that learn, but {frozen[0]!r} does not (requires_grad is False). Leave "
+                "the option out, or let it learn.",
+                "mask_gradients",
+            )
+
+    def watch(self) -> None:
+        """Let the pruner begin to measure what its ranking needs; done once the whole schedule is built."""
+        if hasattr(self.pruner, "watch"):
+            self.pruner.watch()
+        if getattr(self.pruner, "scales_weights", False) and not (
+            self.mask_on_forward_only and self.use_double_copies
+        ):
+            log.warning(
+                "%s makes the weights that stay larger in every step, for good. Set 'mask_on_forward_only: "
+                "true' and 'use_double_copies: true' beside it.",
+                type(self.pruner).__name__,
+            )
 
     def use_levels(self) -> None:
         """Make the pruner prune to this policy's levels, if it has any."""
@@ -122,6 +154,7 @@ class PruningPolicy(ScheduledTrainingPolicy):
         """Compute the epoch's masks; in the first active epoch also set the maskers' flags."""
         if self._bound_to is not model:
             self.bind(model)
+            self.watch()
         self.use_levels()
         meta["model"] = model
         is_first = not self.is_initialized
@@ -240,20 +273,21 @@ class PruningPolicy(ScheduledTrainingPolicy):
             self.pruner.set_param_mask(weight, name, zeros_mask_dict, meta)
 
 
-def _foldable(model: nn.Module, convention: Convention) -> dict[str, Norm]:
-    """Return the batch norms with running statistics behind layers, by the weights' names."""
+def _foldable(model: nn.Module, convention: Convention, weights: Collection[str] | None) -> dict[str, Norm]:
+    """Return the batch norms with running statistics behind layers, by the names of the pruned weights."""
     found = {
         name: norm
         for name, norm in norms_after(model).items()
         if getattr(norm.module, "running_var", None) is not None
+        and (weights is None or name in weights)
         and (
             convention == "module" or isinstance(model.get_submodule(name.removesuffix(".weight")), nn.Conv2d)
         )
     }
     if not found:
         raise checks.ArgumentError(
-            "Expected a convolution with a batch norm behind it that keeps running statistics, found none in "
-            "the model. Leave the option out.",
+            "Expected a convolution with a batch norm behind it that keeps running statistics, found none "
+            "among the layers that are pruned. Leave the option out.",
             "fold_batchnorm",
         )
     return found

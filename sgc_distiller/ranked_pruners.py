@@ -35,7 +35,7 @@ _ROUNDING: dict[str, Callable[[float], int]] = {"floor": math.floor, "ceil": mat
 class RankedPruner(StructurePruner):
     """Prunes the structures with the smallest norm, an exact number of them.
 
-    Of equal norms the first structures go. What is pruned and still 0 stays pruned.
+    Of equal norms the first structures go. What is pruned and still 0 stays pruned, unless noise decides.
 
     Args:
         name: Name of the pruner in the schedule.
@@ -56,6 +56,8 @@ class RankedPruner(StructurePruner):
         UserError: If an argument is not one of these, or two of them contradict each other.
     """
 
+    kinds = RANKED
+
     def __init__(
         self,
         name: str,
@@ -71,9 +73,8 @@ class RankedPruner(StructurePruner):
         scope: str = "layer",
         prune_output: bool = False,
     ) -> None:
-        super().__init__(
-            name, checked_kind(group_type, RANKED), weights, rate, group_dependency, prune_output
-        )
+        kind = checked_kind(group_type, self.kinds)
+        super().__init__(name, kind, weights, rate, group_dependency, prune_output)
         self.order = order
         self.block_shape = _checked_block_shape(self.kind, kwargs)
         self.noise = checks.fraction(noise, "noise")
@@ -87,7 +88,8 @@ class RankedPruner(StructurePruner):
             )
 
     def _make_grouping(self, param_name: str, param: Tensor) -> Grouping:
-        grouping = find_grouping(self.kind, param.shape, self.axes_of(param_name), self.block_shape)
+        axes = self.axes_of(param_name)
+        grouping = find_grouping(self.kind, param.shape, axes, self.block_shape, among=self.kinds)
         if grouping.count % self.group_size:
             raise UserError(
                 f"Expected a number of {self.kind.lower()} that is a multiple of 'group_size' "
@@ -100,8 +102,7 @@ class RankedPruner(StructurePruner):
         count = self.drop_count(grouping.count, share)
         if count == 0:
             return None
-        rows = grouping.gather(param.detach()).reshape(grouping.count // self.group_size, -1)
-        norms = torch.linalg.vector_norm(rows, self.order, dim=1)
+        norms = grouping.norms(param, self.order, self.group_size)
         if self.noise and self.streams.python.uniform(0, 1) <= self.noise:
             factors = torch.randn(norms.shape, generator=self.streams.torch, dtype=norms.dtype)
             kept = ~drop_smallest(norms * factors.to(norms.device), count // self.group_size)
@@ -114,15 +115,13 @@ class RankedPruner(StructurePruner):
         """Return how many of ``count`` structures go; all of them only where the share is 1."""
         wanted = self.rounding(share * count)
         dropped = self.rounding(wanted / self.group_size) * self.group_size
-        if self.kind == "Blocks":
-            return dropped
         return count - self.group_size if dropped >= count and share != 1.0 else min(dropped, count)
 
     def _gone(self, grouping: Grouping, norms: Tensor, mask: Tensor | None) -> Tensor:
         """Return which groups are pruned and still 0."""
         if mask is None:
             return torch.zeros_like(norms, dtype=torch.bool)
-        rows = grouping.gather(mask.to(norms.device)).reshape(len(norms), -1)
+        rows = grouping.gather(mask.to(norms.device).expand(grouping.shape)).reshape(len(norms), -1)
         return (rows == 0).all(dim=1) & (norms == 0)
 
     def set_masks(self, weights: Mapping[str, Tensor], zeros_mask_dict: Maskers, meta: Meta) -> None:
@@ -143,28 +142,40 @@ class RankedPruner(StructurePruner):
     ) -> dict[str, Tensor]:
         """Return which structures of each weight stay, ranked over all weights."""
         scores: list[Tensor] = []
-        sizes: list[Tensor] = []
+        groupings = {name: self.grouping(name, weight) for name, weight in weights.items()}
         for name, weight in weights.items():
-            grouping = self.grouping(name, weight)
+            grouping = groupings[name]
             norms = grouping.norms(weight, self.order)
             score = norms / (grouping.size if self.order == 1 else math.sqrt(grouping.size))
+            gone = self._gone(grouping, norms, zeros_mask_dict[name].mask)
+            score = score.masked_fill(gone, -1.0)
             if share < 1.0:  # one structure of each layer stays in any case
                 largest = score.argmax() == torch.arange(len(score), device=score.device)
-                score = score.masked_fill(largest, torch.inf)
-            gone = self._gone(grouping, norms, zeros_mask_dict[name].mask)
-            scores.append(score.masked_fill(gone, -1.0).to(scores[0] if scores else score))
-            sizes.append(torch.full((len(score),), grouping.size, device=scores[0].device))
-        flat = torch.cat(scores)
-        total = sum(weight.numel() for weight in weights.values())
-        dropped = _drop_within(flat, torch.cat(sizes), self.rounding(share * total))
-        kept = ~(dropped | (flat < 0)) | torch.isinf(flat)
-        return dict(zip(weights, torch.split(kept, [len(score) for score in scores]), strict=True))
+                score = score.masked_fill(largest & ~gone, torch.inf)
+            scores.append(score.to(scores[0] if scores else score))
+        flat, counts = torch.cat(scores), [grouping.count for grouping in groupings.values()]
+        budget = self.rounding(share * sum(weight.numel() for weight in weights.values()))
+        sizes = [grouping.size for grouping in groupings.values()]
+        kept = ~(_drop_within(flat, counts, sizes, budget) | (flat < 0)) | torch.isinf(flat)
+        return dict(zip(weights, torch.split(kept, counts), strict=True))
 
 
-def _drop_within(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
-    """Return which groups go: the smallest ones, as many as the budget of elements holds."""
+def _drop_within(scores: Tensor, counts: Sequence[int], sizes: Sequence[int], budget: int) -> Tensor:
+    """Return which groups go: the smallest ones, until the next does not fit in the budget of elements.
+
+    Args:
+        scores: One number a group, shape (sum of ``counts``,).
+        counts: So many groups of each weight.
+        sizes: Elements in a group of each weight.
+        budget: Elements that may go.
+    """
+    if len(set(sizes)) == 1:
+        return drop_smallest(scores, min(budget // sizes[0], len(scores)))
     order = scores.argsort(stable=True)
-    fits = sizes[order].cumsum(0) <= budget
+    size = torch.cat(
+        [torch.full((n,), size, device=scores.device) for n, size in zip(counts, sizes, strict=True)]
+    )
+    fits = size[order].cumsum(0) <= budget
     return torch.zeros_like(fits).scatter_(0, order, fits)
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.plain_schedule import plain_schedule
+from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.removers import ZEROS_STAY, is_remover
 from sgc_distiller.schedule_builder import PolicyBuilder
 from sgc_distiller.schedule_plan import sparsity_plan
@@ -113,11 +114,15 @@ class Schedule:
         """
         added = scheduler if scheduler is not None else CompressionScheduler(model)
         builder = self._builder(added.model, seed)
-        for policy, instance, epochs in builder.build(self.policies, optimizer, resumed_epoch):
+        built = builder.build(self.policies, optimizer, resumed_epoch)
+        for policy, instance, epochs in built:
             try:
                 added.add_policy(instance, **epochs)
             except UserError as error:
                 raise (self._root if policy is None else policy.node).error(error) from error
+        for _, instance, _ in built:
+            if isinstance(instance, PruningPolicy):
+                instance.watch()
         log.info("The schedule %s runs in sgc_distiller's own runtime.", self.source)
         return added
 

@@ -109,10 +109,12 @@ class PolicyBuilder:
         if pruning.levels is not None:
             _check_names(policy.node.child("pruner").child("args"), self.model, self.spared)
         try:
+            pruning.check_gradients(self.model)
             pruning.bind(self.model, self.spared, self.convention)
             self._check_output(pruning.pruner)
         except UserError as error:
-            is_option = isinstance(error, checks.ArgumentError) and error.path[:1] == ("fold_batchnorm",)
+            path = error.path[:1] if isinstance(error, checks.ArgumentError) else ()
+            is_option = path in (("fold_batchnorm",), ("mask_gradients",))
             place = policy.node.child("pruner").child("args") if is_option else instance.node
             raise place.error(error) from error
         return pruning

@@ -56,6 +56,10 @@ class RandomStreams:
             self.numpy.seed(seed_for(seed, "numpy") % 2**32)
             self.torch.manual_seed(seed_for(seed, "torch"))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied by where the streams are: not every torch can copy a generator."""
+        return _streams_at, (self.state_dict(),)
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the streams are, in values that ``torch.load(weights_only=True)`` accepts."""
         version, words, gauss = self.python.getstate()
@@ -73,3 +77,9 @@ class RandomStreams:
         kind, keys, position, has_gauss, cached = state["numpy"]
         self.numpy.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
         self.torch.set_state(state["torch"].cpu())
+
+
+def _streams_at(state: Mapping[str, Any]) -> RandomStreams:
+    streams = RandomStreams(0)
+    streams.load_state_dict(state)
+    return streams

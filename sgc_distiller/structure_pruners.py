@@ -48,6 +48,9 @@ class StructurePruner(ListedPruner):
         UserError: If an argument is not one of these.
     """
 
+    kinds: Sequence[str] = ()
+    """The group types that a schedule may ask for."""
+
     def __init__(
         self,
         name: str,
@@ -75,8 +78,8 @@ class StructurePruner(ListedPruner):
         for name in self.weights:
             if self._axes and name not in self._axes and self.kind in ("Filters", "Channels"):
                 raise checks.ArgumentError(
-                    f"Expected weights of convolutions, transposed convolutions without groups or linear "
-                    f"layers for {self.kind}, got {name!r}.",
+                    f"Expected weights of convolutions, of transposed convolutions without groups or of "
+                    f"linear layers for {self.kind}, got {name!r}.",
                     "weights",
                 )
             self._groupings[name] = self.grouping(name, params[name])
@@ -99,7 +102,7 @@ class StructurePruner(ListedPruner):
             raise checks.ArgumentError(f"{param_name}: {error}", "weights") from error
 
     def _make_grouping(self, param_name: str, param: Tensor) -> Grouping:
-        return find_grouping(self.kind, param.shape, self.axes_of(param_name))
+        return find_grouping(self.kind, param.shape, self.axes_of(param_name), among=self.kinds)
 
     def structures(self) -> dict[str, str]:
         """Return the group type by the name of each weight that is pruned by structures."""
@@ -198,7 +201,7 @@ class StructureParameterPruner(Pruner):
         params = dict(model.named_parameters())
         for name, (_, kind) in self._found.items():
             try:
-                find_grouping(kind, params[name].shape, self.axes_of(name))
+                find_grouping(kind, params[name].shape, self.axes_of(name), among=THRESHOLD_GROUPS)
             except UserError as error:
                 raise checks.ArgumentError(f"{name}: {error}", "reg_regims") from error
 

@@ -81,11 +81,24 @@ class Grouping:
         inside = [dim for dim in range(len(self.view)) if dim not in self.dims]
         return weight.reshape(self.view).permute(*self.dims, *inside).reshape(self.count, self.size)
 
-    def norms(self, weight: Tensor, order: float) -> Tensor:
-        """Return each group's norm: ``order`` 1, 2 or infinity; shape (count,)."""
-        if self.size == 1:
-            return weight.detach().abs().flatten()
-        norms: Tensor = torch.linalg.vector_norm(self.gather(weight.detach()), order, dim=1)
+    def norms(self, weight: Tensor, order: float, together: int = 1) -> Tensor:
+        """Return each group's norm, at least in single precision.
+
+        Args:
+            weight: The weight, of any floating type.
+            order: 1, 2 or infinity.
+            together: So many neighbouring groups have one norm; it divides their number.
+
+        Returns:
+            Shape (count / together,).
+        """
+        weight = weight.detach()
+        if weight.dtype in (torch.float16, torch.bfloat16):  # their sums are too coarse to be ranked
+            weight = weight.float()
+        if self.size * together == 1:
+            return weight.abs().flatten()
+        rows = self.gather(weight).reshape(self.count // together, -1)
+        norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1)
         return norms
 
     def expand(self, values: Tensor) -> Tensor:
@@ -112,7 +125,11 @@ def group_name(group_type: object, allowed: Sequence[str]) -> str:
 
 
 def find_grouping(
-    kind: str, shape: Sequence[int], axes: Axes = "stored", block_shape: Sequence[int] | None = None
+    kind: str,
+    shape: Sequence[int],
+    axes: Axes = "stored",
+    block_shape: Sequence[int] | None = None,
+    among: Sequence[str] | None = None,
 ) -> Grouping:
     """Return how a weight of a shape falls into groups.
 
@@ -125,6 +142,7 @@ def find_grouping(
         block_shape: For ``Blocks``: (repetitions, depth, 1, 1). ``repetitions * depth`` kernels that follow
             each other in the stored tensor form a super block; in it, the elements at one place of the
             kernels are a group.
+        among: The group types that an error may propose; None for all.
 
     Raises:
         UserError: If a weight of this shape has no such groups.
@@ -134,10 +152,14 @@ def find_grouping(
         return _blocks(found, block_shape)
     dims = _group_dims(kind, len(found), axes)
     if dims is None:
-        fitting = [name for name in _RANKS if _group_dims(name, len(found), axes) is not None]
+        fitting = [
+            name
+            for name in _RANKS
+            if (among is None or name in among) and _group_dims(name, len(found), axes) is not None
+        ]
+        proposal = f" Group types that fit it: {', '.join(fitting)}." if fitting else ""
         raise UserError(
-            f"Expected {_RANKS[kind]} for the group type {kind}, got one of shape {found}. Group types "
-            f"that fit it: {', '.join(fitting)}."
+            f"Expected {_RANKS[kind]} for the group type {kind}, got one of shape {found}.{proposal}"
         )
     return Grouping(found, found, dims)
 

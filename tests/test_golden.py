@@ -358,3 +358,40 @@ def test_double_copies_survive_a_second_policy(device: torch.device):
         np.testing.assert_allclose(found["weights"][epoch + 1], simulation.all_weights(), rtol=0, atol=2e-6)
     recorded = load_arrays("agp_two_policies_stargan")["weights"]
     assert np.abs(recorded[-1] - found["weights"][-1]).max() > 1e-3
+
+
+def test_structures_are_compared_by_the_mean_of_their_own_magnitudes(device: torch.device):
+    replay = Replay("structure_mean_abs_plain", device)
+    found = replay.run()
+    theirs = load_arrays("structure_mean_abs_plain")
+    groups = {  # threshold, and the dimensions inside a group
+        "conv1.weight": (0.08, (1, 2, 3)),
+        "conv2.weight": (0.08, (2, 3)),
+        "fc1.weight": (0.22, (1,)),
+        "fc2.weight": (0.035, (0,)),
+    }
+    weights = golden_models.initial_arrays(replay.model, replay.case["seed"], replay.case["init"])
+    differs = {name: 0 for name in groups}
+    for epoch in range(3):
+        masks, recorded = (unpacked(arrays, "mask_begin", epoch, replay.case) for arrays in (found, theirs))
+        for name, weight in weights.items():
+            right = np.ones(weight.shape)
+            if name in groups:
+                threshold, inside = groups[name]
+                size = np.abs(weight.astype(np.float64)).mean(inside, keepdims=True)
+                right = np.broadcast_to(size > threshold, weight.shape)
+                differs[name] += (recorded[name] != right).sum()
+            np.testing.assert_array_equal(masks[name], right, err_msg=f"epoch {epoch}, {name}")
+        for step in range(3):  # masked before and after noise is added
+            for index, name in enumerate(weights):
+                noise = golden_models.noise(replay.case, epoch * 3 + step, index, weights[name].shape)
+                weights[name] = (weights[name] * masks[name] + noise.numpy()) * masks[name]
+        np.testing.assert_allclose(
+            found["weights"][epoch + 1],
+            np.concatenate([weight.ravel() for weight in weights.values()]),
+            rtol=0,
+            atol=2e-6,
+        )
+    assert differs["conv1.weight"] == differs["conv2.weight"] == 0
+    assert differs["fc1.weight"] > 0  # of shape (12, 32), and Distiller divides by 12
+    assert differs["fc2.weight"] > 0  # of shape (5, 12), and Distiller divides by 12
