@@ -69,6 +69,37 @@ LASTING = SCHEDULE.format(
     start=0,
     end=2,
 )
+# The discriminator is pruned too: at random, on the forward pass only, and gradually for good.
+JUDGE = FORWARD.replace(
+    "gan: {steps_per_epoch: 2, lr: 0.004}",
+    """
+gan:
+  steps_per_epoch: 2
+  lr: 0.004
+  discriminator:
+    schedule:
+      pruners:
+        any:
+          class: RandomRankedFilterPruner
+          group_type: Filters
+          desired_sparsity: 0.5
+          weights: [main.0.weight]
+        agp:
+          class: AutomatedGradualPruner
+          initial_sparsity: 0.2
+          final_sparsity: 0.6
+          weights: [main.2.weight]
+      policies:
+        - pruner: {instance_name: any, args: {mask_on_forward_only: true, mini_batch_pruning_frequency: 1}}
+          starting_epoch: 0
+          ending_epoch: 3
+          frequency: 1
+        - pruner: {instance_name: agp, args: {mask_on_forward_only: true}}
+          starting_epoch: 0
+          ending_epoch: 3
+          frequency: 1
+""",
+)
 OTHER = """
 version: 1
 lr_schedulers:
@@ -126,6 +157,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(resolve({**given, "epochs": 1, "steps_per_epoch": 2, "folder": str(folder / "dense")}))
     (folder / "forward.yaml").write_text(FORWARD)
     (folder / "lasting.yaml").write_text(LASTING)
+    (folder / "judge.yaml").write_text(JUDGE)
     return folder
 
 
@@ -222,7 +254,8 @@ def test_the_run_that_never_stops_is_worth_comparing(straight: Any) -> None:
 @pytest.mark.parametrize(
     ("schedule", "moment"),
     [("forward", m) for m in ("start", "step 1", "step 3", "epoch 1", "step 5", "finish")]
-    + [("lasting", m) for m in ("step 3", "epoch 1", "epoch 2")],
+    + [("lasting", m) for m in ("step 3", "epoch 1", "epoch 2")]
+    + [("judge", m) for m in ("step 1", "epoch 1", "step 5")],
 )
 def test_stopped_once_and_resumed(
     schedule: str, moment: str, place: Path, straight: Any, tmp_path: Path
