@@ -16,8 +16,8 @@ try:
     import distiller
 
     register(distiller)  # from now on its schedules may name our policies
-except (ImportError, ValueError) as error:
-    print(f"{error}. Expected Intel's Distiller; the README says how to install it.", file=sys.stderr)
+except Exception as error:  # it is missing, another project, or installed with its old pins
+    print(f"Expected Intel's Distiller, which the README says how to install: {error}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -62,12 +62,17 @@ def register(distiller: Any) -> list[str]:
 def _check(distiller: Any) -> None:
     missing = [name for name in _NEEDED if not hasattr(distiller, name)]
     if missing:
-        place = getattr(distiller, "__file__", None)
-        given = f"the module at {place}" if place else repr(distiller)
-        raise UserError(
-            f"Expected Intel's Distiller, got {given}, which has no {', '.join(missing)}. Intel's is not on "
-            "PyPI, where another project has that name: `pip uninstall distiller`, then install "
+        file = getattr(distiller, "__file__", None)
+        folder = next(iter(getattr(distiller, "__path__", [])), None)
+        given = f"the module at {file or folder}" if file or folder else repr(distiller)
+        instead = (
+            "It is not on PyPI, where another project has that name: `pip uninstall distiller`, then install "
             "https://github.com/IntelLabs/distiller as the README says under 'With the real Distiller'."
+        )
+        if folder and not file:  # a clone of the repository, seen from beside
+            instead = "That is a folder and no package: run from somewhere else, or rename the folder."
+        raise UserError(
+            f"Expected Intel's Distiller, got {given}, which has no {', '.join(missing)}. {instead}"
         )
 
 

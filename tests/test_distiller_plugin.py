@@ -44,6 +44,13 @@ def fake_distiller() -> Any:
     return fake
 
 
+def folder_of_the_name() -> types.ModuleType:
+    """Return what ``import distiller`` gives beside a clone of the repository."""
+    folder = types.ModuleType("distiller")
+    folder.__path__ = ["/clones/distiller"]
+    return folder
+
+
 class Doubling:
     """A user's policy in nobody's types."""
 
@@ -62,8 +69,9 @@ class TestRegister:
         assert {*LOSS_POLICIES, "NMPruner", "DependentMasksPolicy", "SplicingPruner"} <= set(names)
         assert "AutomatedGradualPruner" not in names
         assert fake.config.AutomatedGradualPruner is own
-        for name in names:
-            assert getattr(fake.config, name).__name__ == name
+        for classes in CLASSES.values():
+            for name in classes.keys() & set(names):
+                assert issubclass(getattr(fake.config, name), classes[name])
 
     def test_twice_is_harmless(self):
         fake = fake_distiller()
@@ -126,11 +134,15 @@ class TestRegister:
             (types.ModuleType("distiller"), r"got <module 'distiller'>, which has no config, file_config"),
             (sgc_distiller, r"got the module at \S+__init__.py, which has no config"),
             (None, "got None, which has no config"),
+            (folder_of_the_name(), r"got the module at /clones/distiller, which .*run from somewhere else"),
         ],
     )
     def test_refuses_what_is_not_intels(self, other: Any, given: str):
-        with pytest.raises(UserError, match=given + r".*not on PyPI.*https://github.com/IntelLabs/distiller"):
+        with pytest.raises(UserError, match=f"Expected Intel's Distiller, {given}") as caught:
             register(other)
+        if "somewhere else" not in given:
+            assert "not on PyPI" in str(caught.value)
+            assert "https://github.com/IntelLabs/distiller" in str(caught.value)
 
 
 def test_a_policy_that_replaces_comes_first_in_any_runtime():
@@ -395,7 +407,7 @@ def test_the_example_says_what_is_missing():
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "Expected Intel's Distiller; the README says how to install it" in done.stderr
+    assert done.stderr.startswith("Expected Intel's Distiller, which the README says how to install: ")
 
 
 def test_the_example_is_short():
