@@ -8,12 +8,14 @@ import logging
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rich.console import Console as RichConsole
 from tiny import picture_folder
@@ -399,6 +401,32 @@ class TestFlags:
         names = {"dense.png", "sparse.png", "residual.png", "residual_x10.png", "strip.png"}
         assert {item.name for item in Path("logs/x/samples").iterdir()} == names
         assert _records(Path("logs/x"), "result")[-1]["steps"] == 0
+
+    def test_runtime(
+        self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert go(f"{_compress(shelf)} --runtime builtin -n x") == 0
+        assert "; runtime: built in" in capsys.readouterr().out
+        monkeypatch.setitem(sys.modules, "distiller", None)  # as where it is not installed
+        assert go(f"{_compress(shelf)} --runtime distiller -n y") == 2
+        assert capsys.readouterr().err.startswith(
+            "error: --runtime distiller: expected Intel's Distiller on the Python path, but importing it says"
+        )
+        assert not Path("logs/y").exists()
+
+    @pytest.mark.distiller
+    @pytest.mark.filterwarnings("ignore")
+    def test_runtime_distiller(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert go(f"{_compress(shelf)} --runtime builtin -n x") == 0
+        assert go(f"{_compress(shelf)} --runtime distiller -n y") == 0
+        assert re.search(r"; runtime: Distiller at \S+", capsys.readouterr().out)
+        assert torch.equal(_weights(Path("logs/x")), _weights(Path("logs/y")))
+        plain = yaml.safe_load(Path("logs/y/distiller.yaml").read_text())
+        assert set(plain["pruners"]["once"]["levels"]) >= {"main.0.weight", "main.3.weight"}
+        terms = [_records(Path(f"logs/{name}"), "step")[-1]["terms"] for name in "xy"]
+        assert terms[0] == terms[1]
+        assert go("--resume-from logs/y --epochs 3", plain=True) == 0
+        assert (_weights(Path("logs/y")) == 0).double().mean() > 0.4
 
     @pytest.mark.parametrize("flag", sorted([*arguments.REFUSED, "--qe-mode", "--lapq-maxiter"]))
     def test_flags_of_distiller_that_mean_nothing_here_give_their_reason(
@@ -805,3 +833,67 @@ class TestSgc:
             main(argv)
         assert ended.value.code == 0
         assert "sgc" in capsys.readouterr().out
+
+
+class TestSchedule:
+    """``sgc schedule``: mistakes, what happens in each epoch, a plot, a plain file."""
+
+    def test_shows_each_epoch(self, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["schedule", "dcgan/recommended_75"]) == 0
+        out = capsys.readouterr().out
+        assert "recommended_75.yaml: no mistakes; 20 epochs" in out
+        assert "checked against the file alone; -a TASK checks names and shapes too" in out
+        rows = [line for line in out.splitlines() if line.startswith("\u2502")]
+        assert len(rows) == 20
+        assert [word.strip() for word in rows[10].split("\u2502")[1:-1]] == [
+            "10",
+            "75 %",
+            "x 1",
+            "fine, supervision",
+        ]
+        assert re.search(r"fine  \u2581\S+", out)
+
+    def test_checks_names_against_a_checkpoint(self, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        flags = ["--exp-load-weights-from", str(shelf / "dense")]
+        assert main(["schedule", str(shelf / "half.yaml"), *flags]) == 0
+        out = capsys.readouterr().out
+        assert f"checked against {shelf / 'dense'} (dcgan" in out
+        assert "all weights" in out
+        Path("wrong.yaml").write_text(SCHEDULE.replace("main.*.weight", "main.2.weight"))
+        assert main(["schedule", "wrong.yaml"]) == 0
+        capsys.readouterr()
+        assert main(["schedule", "wrong.yaml", *flags]) == 2
+        assert re.match(r"error: .*wrong\.yaml:4: .*'main\.2\.weight'", capsys.readouterr().err)
+
+    def test_draws_it_and_writes_it_for_distiller(
+        self, shelf: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        size = ["-a", "dcgan", "--image-size", "16", "--width", "4"]
+        files = ["--plot", "plots/half.png", "--plain", "plain/half.yaml"]
+        assert main(["schedule", str(shelf / "half.yaml"), *size, *files]) == 0
+        out = capsys.readouterr().out
+        assert "plot: plots/half.png" in out
+        assert "for Intel's Distiller: plain/half.yaml" in out
+        assert Path("plots/half.png").stat().st_size > 1000
+        assert main(["schedule", "plain/half.yaml", *size]) == 0
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["dcgan/recomended_75"], "Did you mean 'dcgan/recommended_75'"),
+            (["dcgan/paper_50", "--width", "4"], "sizes are those of a GAN: add -a TASK, or leave them out"),
+            (["dcgan/paper_50", "--plain", "x.yaml"], "expected a task whose parameters"),
+            (["dcgan/paper_50", "--plot", "x.txt"], "x.txt: expected a file name that ends in one of"),
+            (["dcgan/paper_50", "-a", "dcgan", "--width", "0"], "expected width of at least 1, got 0"),
+            (["dcgan/paper_50", "--exp-load-weights-from", "nothing"], "nothing"),
+        ],
+    )
+    def test_mistakes(
+        self, flags: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert main(["schedule", *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
