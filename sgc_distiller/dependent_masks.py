@@ -96,6 +96,15 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             self._clear(parameters, zeros_mask_dict, optimizer)
         self._is_resumed = False
 
+    def on_epoch_end(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Complete masks that became lasting with the epoch, such as a regularizer's, and apply them."""
+        parameters = dict(model.named_parameters())
+        for name in self._complete(zeros_mask_dict):
+            if not zeros_mask_dict[name].mask_on_forward_only:
+                zeros_mask_dict[name].mask_tensor(parameters[name])
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Know that a run goes on: in the middle of an epoch, its moments were cleared before."""
         self._is_resumed = True
@@ -117,6 +126,8 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
                     continue
                 others = None if masker.mask is own else masker.mask
                 masker.mask = self._own[name] = self._companion_mask(weight, mask, others)
+                masker.mask_on_forward_only = maskers[weight].mask_on_forward_only
+                masker.use_double_copies = maskers[weight].use_double_copies
                 changed.append(name)
         return changed
 

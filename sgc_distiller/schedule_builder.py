@@ -18,8 +18,10 @@ from sgc_distiller.policies import LRPolicy
 from sgc_distiller.pruners import Convention, Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.regularization_policy import RegularizationPolicy
+from sgc_distiller.regularizers import GroupLassoRegularizer
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.seeding import RandomStreams
+from sgc_distiller.structures import GROUP_TYPES
 from sgc_distiller.supervision import Supervision, unwrapped
 from sgc_distiller.yaml_source import Node
 
@@ -151,15 +153,15 @@ class PolicyBuilder:
         pruning = [
             (place, policy, made)
             for place, (policy, made, _) in enumerate(built)
-            if policy is not None and policy.section == "pruners"
+            if policy is not None and (policy.section == "pruners" or _keeps_groups(made))
         ]
         if not pruning or any(isinstance(made, DependentMasksPolicy) for _, made, _ in built):
             return
         filters = [
             name
             for _, _, made in pruning
-            if isinstance(made.pruner, Pruner) and self.convention == "module"
-            for name, kind in made.pruner.structures().items()
+            if self.convention == "module"
+            for name, kind in _structures(made).items()
             if kind == "Filters"
         ]
         epochs = sorted({epoch for _, policy, _ in pruning for epoch in policy.active})
@@ -181,6 +183,23 @@ class PolicyBuilder:
             except (TypeError, ValueError) as error:
                 raise instance.node.error(error if isinstance(error, UserError) else str(error)) from error
         return LRPolicy(self._made[id(instance)])
+
+
+def _keeps_groups(made: Any) -> bool:
+    """Return whether a policy is a regularizer's that makes masks of groups lasting."""
+    return (
+        isinstance(made, RegularizationPolicy)
+        and made.keep_mask
+        and isinstance(made.regularizer, GroupLassoRegularizer)
+        and made.regularizer.threshold_criteria is not None
+    )
+
+
+def _structures(made: PruningPolicy | RegularizationPolicy) -> dict[str, str]:
+    """Return the group type by the name of each weight that a policy prunes by structures."""
+    if isinstance(made, RegularizationPolicy):
+        return {name: GROUP_TYPES.get(kind, kind) for name, (_, kind) in made.regularizer.reg_regims.items()}
+    return made.pruner.structures() if isinstance(made.pruner, Pruner) else {}
 
 
 def _check_names(node: Node, model: nn.Module, spared: set[str]) -> None:

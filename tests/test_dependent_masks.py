@@ -122,6 +122,27 @@ def test_a_mask_of_a_companion_that_was_replaced_is_completed_again():
     assert masks["0.bias"].mask.tolist() == [0, 1, 1, 0, 0, 1, 1, 1]
 
 
+def test_groups_that_a_regularizer_drops_for_good_take_theirs_along():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    size = model[3].weight.detach().abs().mean(dim=(0, 2, 3)).median().item()
+    lasso = {
+        "class": "GroupLassoRegularizer",
+        "reg_regims": {"3.weight": [size, "Filters"]},
+        "threshold_criteria": "Mean_Abs",
+    }
+    entry = {"instance_name": "r", "args": {"keep_mask": True}}
+    given = {
+        "regularizers": {"r": lasso},
+        "policies": [{"regularizer": entry, "starting_epoch": 0, "ending_epoch": 2, "frequency": 1}],
+        "gan": {},
+    }
+    run(dict_config(model, optimizer, given), optimizer, range(2))
+    gone = dropped_outputs(model[3].weight.detach(), 1)
+    assert 0 < gone.sum() < 6
+    assert ((model[3].bias == 0) == gone).all()
+
+
 @pytest.mark.parametrize("has_gan", [False, True])
 def test_moments_of_pruned_weights_are_cleared_in_files_with_gan(has_gan: bool):
     model = network()
