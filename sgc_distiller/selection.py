@@ -34,8 +34,12 @@ def drop_smallest(scores: Tensor, count: int) -> Tensor:
 def _drop_on_host(scores: Tensor, count: int) -> Tensor:
     values = scores.numpy()
     limit = values.min()
-    if np.count_nonzero(values == limit) < count:  # partition is slow where it ends among very many equals
-        limit = np.partition(values, count - 1)[count - 1]
+    ties = np.count_nonzero(values == limit)
+    if ties < count:
+        # such as zeros: a partition takes many times longer where a large part is equal
+        larger = values if ties < values.size / 16 else values[values > limit]
+        rank = count - 1 - (values.size - larger.size)
+        limit = np.partition(larger, rank)[rank]
     dropped: npt.NDArray[np.bool_] = values <= limit
     too_many = np.count_nonzero(dropped) - count
     if too_many > 0:

@@ -55,7 +55,7 @@ class TestDropSmallest:
         assert torch.equal(scores, before)
 
     @pytest.mark.parametrize("way", WAYS)
-    @pytest.mark.parametrize("values", ["distinct", "few", "half the smallest", "sorted"])
+    @pytest.mark.parametrize("values", ["distinct", "few", "half the smallest", "a 30th zeros", "sorted"])
     def test_of_large_tensors(
         self, way: Callable[[Tensor, int], Tensor], values: str, device: torch.device
     ) -> None:
@@ -64,6 +64,8 @@ class TestDropSmallest:
             scores = scores.mul(2).round()
         elif values == "half the smallest":
             scores[::2] = -9.0
+        elif values == "a 30th zeros":
+            scores.abs_()[::30] = -0.0
         elif values == "sorted":
             scores = scores.sort(descending=True).values
         for count in (1, 29_999, 30_000, 30_001, 54_000, 60_000):
