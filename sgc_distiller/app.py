@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import shlex
@@ -210,6 +212,7 @@ def compress_gan(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(action: Callable[[], None]) -> int:
+    atexit.register(gc.freeze)  # otherwise the interpreter's end searches all modules for cycles, for seconds
     try:
         action()
     except UserError as error:

@@ -16,9 +16,10 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 # Everything of ours that a module may import, beside the leaves.
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
-    **{name: set() for name in ("charts", "data", "losses", "masks", "metrics", "pictures", "wording")},
+    **{name: set() for name in ("charts", "interrupts", "losses", "masks", "metrics", "pictures", "wording")},
     **{name: set() for name in ("checks", "names", "resources", "runs")},
     "curves": {"charts", "runs", "wording"},
+    "data": {"interrupts"},
     "epochs": {"checks"},
     "experiment_spec": {"checks"},
     "extractors": {"data", "metrics", "resources"},
