@@ -161,7 +161,10 @@ class Terminal(Console):
         for epoch in range(planned["epochs"]):
             asked = planned["asked"][epoch] if epoch < len(planned["asked"]) else last
             table.add_row(str(epoch), *(wording.percent(asked.get(name, 0.0)) for name in names))
-        self.console.print(table)
+        with self.console.capture() as drawn:
+            self.console.print(table, width=self.console.width - 2)
+        for line in drawn.get().splitlines():
+            print(f"# {line}", file=self.console.file)
 
     def comparison(self, seeds: list[list[Record]]) -> None:
         """Print rows of several runs, with mean and standard deviation where there are several seeds."""
