@@ -56,7 +56,7 @@ class Terminal(Console):
         self.console = console or (own if own.is_terminal else RichConsole(highlight=False, width=_WIDTH))
         self._progress: Progress | None = None
         self._bar: Any = None
-        self._first_epoch = 0
+        self._last_epoch = 0
         self._header_shown = False
         self._said: set[str] = set()
 
@@ -67,8 +67,9 @@ class Terminal(Console):
         self._said.add(text)
 
     def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        """Start the bar."""
-        self._first_epoch = first_epoch
+        """Say which epochs follow, and start the bar."""
+        self.note(_epochs_ahead(epochs, steps_per_epoch, first_epoch))
+        self._last_epoch = epochs - 1
         self._header_shown = False
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -89,16 +90,17 @@ class Terminal(Console):
     def step(self, report: StepReport) -> None:
         """Move the bar; where there is none, keep quiet unless debugging."""
         if self._progress:
-            self._progress.update(self._bar, completed=report.step)
+            where = f"epoch {report.epoch} (last: {self._last_epoch})"
+            self._progress.update(self._bar, completed=report.step, description=where)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in report.means.items())
         log.debug("epoch %d [%d/%d]  %s", report.epoch, report.minibatch, report.minibatches, terms)
 
-    def epoch(self, record: Record, epochs: int) -> None:
+    def epoch(self, record: Record) -> None:
         """Print the epoch's line."""
         if not self._header_shown:
             metric = wording.short_name(record["metrics"][0]) if record["metrics"] else "metric"
             self.console.print(
-                f"{'epoch':>9} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} "
+                f"{'epoch':>5} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} "
                 f"{metric:>9} {'lr':>9} {'time':>8}",
                 markup=False,
             )
@@ -107,7 +109,7 @@ class Terminal(Console):
         judge = sum(value for name, value in terms.items() if name.startswith("discriminator."))
         value = wording.number(record["metrics"][0]["value"]) if record["metrics"] else wording.MISSING
         self.console.print(
-            f"{record['epoch'] + 1:>4}/{epochs:<4} {record['step']:>7} {judge:>9.4f} "
+            f"{record['epoch']:>5} {record['step']:>7} {judge:>9.4f} "
             f"{terms['generator.loss']:>9.4f} {wording.percent(record['sparsity_asked']):>8} "
             f"{wording.percent(record['sparsity']):>8} {value:>9} {record['lr']:>9.2g} "
             f"{wording.duration(record['seconds']):>8}",
@@ -197,6 +199,16 @@ class Terminal(Console):
         self.console.print(table)
         for metric in first:
             self.note(f"{wording.short_name(metric)} is {metric['name']}")
+
+
+def _epochs_ahead(epochs: int, steps_per_epoch: int, first_epoch: int) -> str:
+    """Return which epochs a run is about to train, counted from 0 as everywhere."""
+    last = epochs - 1
+    if first_epoch > last:
+        return f"epoch {last} was the last one; its result is measured"
+    begin = f"goes on with epoch {first_epoch}: " if first_epoch else ""
+    which = f"epochs {first_epoch} to {last}" if first_epoch < last else f"epoch {last}"
+    return f"{begin}{which}, {wording.count(steps_per_epoch)} generator updates an epoch"
 
 
 def _mean(values: list[float]) -> str:

@@ -239,7 +239,7 @@ class TestFlags:
     def test_masks_sparsity(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert go(f"{_compress(shelf)} --masks-sparsity -n x") == 0
         shown = capsys.readouterr().out
-        assert "Masks after epoch 1/1" in shown
+        assert "Masks after epoch 0 (last: 0)" in shown
         assert "main.0.weight │ 100 x 8 x 4 x 4 │  50 % │    50 % │    6,400 │ 12,800" in shown
         assert go(f"{_compress(shelf)} -n y") == 0
         assert "main.0.weight" not in capsys.readouterr().out
@@ -358,7 +358,7 @@ class TestFlags:
         content = load_checkpoint("logs/x")
         assert [score["epoch"] for score in content["extras"]["scores"]] == best
         assert [s["epoch"] for s in _records(Path("logs/x"), "result")[0]["best_epochs"]] == best
-        named = ", ".join(f"{epoch + 1}/3 ({app.wording.number(values[epoch])})" for epoch in best)
+        named = ", ".join(f"{epoch} ({app.wording.number(values[epoch])})" for epoch in best)
         assert f"best epochs by FID: {named}" in capsys.readouterr().out
         assert load_checkpoint("logs/x/best.pth.tar")["epoch"] == best[0]
         assert go("--epoch-images 16 --epochs 3 --lr 0.01 -n y") == 0
@@ -677,10 +677,10 @@ class TestOutput:
     ) -> None:
         assert go(f"{_compress(shelf)} --epoch-images 16 -n x") == 0
         shown = capsys.readouterr().out.splitlines()
-        head = next(index for index, line in enumerate(shown) if line.lstrip().startswith("epoch"))
+        head = next(index for index, line in enumerate(shown) if line.split()[:2] == ["epoch", "step"])
         assert " ".join(shown[head].split()) == "epoch step D loss G loss asked reached FID lr time"
         record = _records(Path("logs/x"), "epoch")[0]
-        assert shown[head + 1].split()[:2] == ["1/1", "2"]
+        assert shown[head + 1].split()[:2] == ["0", "2"]
         assert f"{record['terms']['discriminator.dis']:.4f}" in shown[head + 1]
         assert f"{record['terms']['generator.loss']:.4f}" in shown[head + 1]
         assert shown[head + 1].count("50 %") == 2
@@ -737,6 +737,7 @@ class TestOutput:
         terminal.finish()
         terminal.finish()
         assert "8/10" in shown.getvalue()
+        assert "epoch 1 (last: 1)" in shown.getvalue()
         assert "left" in shown.getvalue()
 
     def test_a_whole_run_ends_with_its_report(
