@@ -150,11 +150,13 @@ class Terminal(Console):
             self.note(f"  report: {Path(folder) / 'report.html'}")
 
     def plan(self, planned: Record) -> None:
-        """Print a schedule and the sparsity that it asks of each layer in each epoch."""
-        self.note(planned["schedule"])
-        self.note(f"In effect: {planned['epochs']} epochs of {planned['steps_per_epoch']} generator updates")
+        """Print a schedule, and as comments the settings beside it and the sparsity that it asks for.
+
+        All of it together is a schedule file.
+        """
         for name, value in planned["settings"].items():
-            self.note(f"  {name}: {value}")
+            self.note(f"# {name}: {value}")
+        self.note(planned["schedule"])
         names = [row["name"] for row in planned["layers"]]
         table = Table(title="Sparsity asked", title_justify="left")
         for name in ("epoch", *names):
@@ -177,7 +179,7 @@ class Terminal(Console):
             "sparsity",
             "not zero",
             *(wording.short_name(m) for m in first),
-            "/ dense",
+            f"{wording.short_name(first[0])} / dense",
             "time",
         )
         for name in heads:

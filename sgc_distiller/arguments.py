@@ -160,7 +160,7 @@ def _add_starting_points(parser: Parser) -> None:
         help="also save a checkpoint before the first step",
     )
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
-    add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
+    add("--dry-run", action="store_true", default=False, help="print the schedule in full, and exit")
 
 
 def _add_training(parser: Parser) -> None:

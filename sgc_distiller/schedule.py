@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
-from sgc_distiller.names import canonical, find_names
+from sgc_distiller.names import canonical, find_names, spell_out
 from sgc_distiller.policies import LRPolicy, PruningPolicy
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_NAMING = ("pruner", "regularizer")  # kinds of policies whose objects name parameters
 
 
 class Schedule:
@@ -59,6 +63,7 @@ class Schedule:
         self.gan: GanSpec | None = spec.gan
         needed: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
         self.epochs = self.gan.epochs if self.gan and self.gan.epochs else needed
+        self._needed_epochs = needed
         if self.epochs < needed:
             raise (
                 root.child("gan")
@@ -142,6 +147,45 @@ class Schedule:
             plan.append(state.next_epoch(epoch, entries, names))
         pruned = {name for row in plan for name, level in row.items() if level > 0}
         return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]
+
+    def resolved(
+        self,
+        model: nn.Module,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        lr: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the schedule that says of this model in full what this one leaves open; it means the same.
+
+        Patterns of the pruners in use are replaced by names, and the ``gan:`` section has every setting. A
+        schedule without that section stays without it.
+
+        Args:
+            model: The model that is to be compressed.
+            epochs: Replaces ``gan.epochs``; never below what the policies need, which the file must have.
+            steps_per_epoch: Replaces ``gan.steps_per_epoch``.
+            lr: Replaces ``gan.lr``.
+
+        Raises:
+            ScheduleError: If a name or a pattern fits no parameter.
+        """
+        self.sparsity_plan(model, epochs=0)  # shows mistakes at their places
+        spared = self._spared(model)
+        found: dict[str, Any] = deepcopy(self._root.value)
+        for policy, entry in zip(self._policies, found["policies"], strict=True):
+            for kind in entry.keys() & set(_NAMING):
+                named = found[policy.section]
+                named[policy.instance.name] = spell_out(model, named[policy.instance.name], spared)
+                if "args" in entry[kind]:
+                    entry[kind]["args"] = spell_out(model, entry[kind]["args"], spared)
+        if self.gan is not None:
+            given = {"steps_per_epoch": steps_per_epoch, "lr": lr}
+            found["gan"] = {
+                **asdict(self.gan),
+                **{key: value for key, value in given.items() if value is not None},
+                "epochs": self.epochs if epochs is None else max(epochs, self._needed_epochs),
+            }
+        return found
 
     def _spared(self, model: nn.Module) -> set[str]:
         """Return the parameters that no pattern matches: with ``output_layer: dense`` the output layers."""
