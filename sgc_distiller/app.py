@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import shlex
@@ -55,7 +57,7 @@ class Terminal(Console):
         self.console = console or (own if own.is_terminal else RichConsole(highlight=False, width=_WIDTH))
         self._progress: Progress | None = None
         self._bar: Any = None
-        self._first_epoch = 0
+        self._last_epoch = 0
         self._header_shown = False
         self._said: set[str] = set()
 
@@ -66,8 +68,9 @@ class Terminal(Console):
         self._said.add(text)
 
     def start(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
-        """Start the bar."""
-        self._first_epoch = first_epoch
+        """Say which epochs follow, and start the bar."""
+        self.note(_epochs_ahead(epochs, steps_per_epoch, first_epoch))
+        self._last_epoch = epochs - 1
         self._header_shown = False
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -88,16 +91,17 @@ class Terminal(Console):
     def step(self, report: StepReport) -> None:
         """Move the bar; where there is none, keep quiet unless debugging."""
         if self._progress:
-            self._progress.update(self._bar, completed=report.step)
+            where = f"epoch {report.epoch} (last: {self._last_epoch})"
+            self._progress.update(self._bar, completed=report.step, description=where)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in report.means.items())
         log.debug("epoch %d [%d/%d]  %s", report.epoch, report.minibatch, report.minibatches, terms)
 
-    def epoch(self, record: Record, epochs: int) -> None:
+    def epoch(self, record: Record) -> None:
         """Print the epoch's line."""
         if not self._header_shown:
             metric = wording.short_name(record["metrics"][0]) if record["metrics"] else "metric"
             self.console.print(
-                f"{'epoch':>9} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} "
+                f"{'epoch':>5} {'step':>7} {'D loss':>9} {'G loss':>9} {'asked':>8} {'reached':>8} "
                 f"{metric:>9} {'lr':>9} {'time':>8}",
                 markup=False,
             )
@@ -106,7 +110,7 @@ class Terminal(Console):
         judge = sum(value for name, value in terms.items() if name.startswith("discriminator."))
         value = wording.number(record["metrics"][0]["value"]) if record["metrics"] else wording.MISSING
         self.console.print(
-            f"{record['epoch'] + 1:>4}/{epochs:<4} {record['step']:>7} {judge:>9.4f} "
+            f"{record['epoch']:>5} {record['step']:>7} {judge:>9.4f} "
             f"{terms['generator.loss']:>9.4f} {wording.percent(record['sparsity_asked']):>8} "
             f"{wording.percent(record['sparsity']):>8} {value:>9} {record['lr']:>9.2g} "
             f"{wording.duration(record['seconds']):>8}",
@@ -147,11 +151,13 @@ class Terminal(Console):
             self.note(f"  report: {Path(folder) / 'report.html'}")
 
     def plan(self, planned: Record) -> None:
-        """Print a schedule and the sparsity that it asks of each layer in each epoch."""
-        self.note(planned["schedule"])
-        self.note(f"In effect: {planned['epochs']} epochs of {planned['steps_per_epoch']} generator updates")
+        """Print a schedule, and as comments the settings beside it and the sparsity that it asks for.
+
+        All of it together is a schedule file.
+        """
         for name, value in planned["settings"].items():
-            self.note(f"  {name}: {value}")
+            self.note(f"# {name}: {value}")
+        self.note(planned["schedule"])
         names = [row["name"] for row in planned["layers"]]
         table = Table(title="Sparsity asked", title_justify="left")
         for name in ("epoch", *names):
@@ -160,7 +166,10 @@ class Terminal(Console):
         for epoch in range(planned["epochs"]):
             asked = planned["asked"][epoch] if epoch < len(planned["asked"]) else last
             table.add_row(str(epoch), *(wording.percent(asked.get(name, 0.0)) for name in names))
-        self.console.print(table)
+        with self.console.capture() as drawn:
+            self.console.print(table, width=self.console.width - 2)
+        for line in drawn.get().splitlines():
+            print(f"# {line}", file=self.console.file)
 
     def outline(self, outline: Outline, title: str = "") -> None:
         """Print what a schedule does in each epoch, as a table and as bars."""
@@ -199,7 +208,7 @@ class Terminal(Console):
             "sparsity",
             "not zero",
             *(wording.short_name(m) for m in first),
-            "/ dense",
+            f"{wording.short_name(first[0])} / dense",
             "time",
         )
         for name in heads:
@@ -237,6 +246,16 @@ def _rate(rate: float | None, is_relative: bool) -> str:
     return f"x {rate:.4g}" if is_relative else f"{rate:.4g}"
 
 
+def _epochs_ahead(epochs: int, steps_per_epoch: int, first_epoch: int) -> str:
+    """Return which epochs a run is about to train, counted from 0 as everywhere."""
+    last = epochs - 1
+    if first_epoch > last:
+        return f"epoch {last} was the last one; its result is measured"
+    begin = f"goes on with epoch {first_epoch}: " if first_epoch else ""
+    which = f"epochs {first_epoch} to {last}" if first_epoch < last else f"epoch {last}"
+    return f"{begin}{which}, {wording.count(steps_per_epoch)} generator updates an epoch"
+
+
 def _mean(values: list[float]) -> str:
     mean, spread = mean_and_spread(values)
     return wording.number(mean) + (f" ± {wording.number(spread)}" if len(values) > 1 else "")
@@ -253,6 +272,7 @@ def compress_gan(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(action: Callable[[], None]) -> int:
+    atexit.register(gc.freeze)  # otherwise the interpreter's end searches all modules for cycles, for seconds
     try:
         action()
     except UserError as error:

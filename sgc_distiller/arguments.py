@@ -190,7 +190,7 @@ def _add_starting_points(parser: Parser) -> None:
     )
     add("--runtime", choices=("builtin", "distiller"), help="what drives the schedule (default: builtin)")
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
-    add("--dry-run", action="store_true", default=False, help="print the sparsity that is asked, and exit")
+    add("--dry-run", action="store_true", default=False, help="print the schedule in full, and exit")
 
 
 def _add_training(parser: Parser) -> None:

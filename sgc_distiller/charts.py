@@ -12,10 +12,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "Line", "line_chart"]
+__all__ = ["COLOURS", "POINTS", "Line", "line_chart"]
 
 COLOURS = {
     "ink": "#010203",
@@ -27,7 +27,8 @@ COLOURS = {
 }
 """Names of colours; the page gives them their value in a CSS variable of that name (``--dense``)."""
 
-_POINTS = 120  # a line with more is shown as means over so many stretches, with their range behind
+POINTS = 120
+"""A line with more is shown as means over so many stretches, with their range behind."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def line_chart(lines: Sequence[Line], x_label: str, percent: bool = False, logar
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the usual one writes in TeX
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if len(lines) > 1:
             place: dict[str, Any] = {
                 "loc": "lower left",
@@ -113,7 +116,7 @@ def _draw(axes: Axes, line: Line, order: int) -> None:
     x = np.asarray(line.x, dtype=float)
     y = _numbers(line.y)
     low, high = _numbers(line.low), _numbers(line.high)
-    if len(x) > _POINTS:
+    if len(x) > POINTS:
         x, y, low, high = _condensed(x, y)
     colour = COLOURS[line.colour]
     if len(low) == len(x):
@@ -135,8 +138,8 @@ def _draw(axes: Axes, line: Line, order: int) -> None:
 def _condensed(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return positions, means, minima and maxima over `_POINTS` stretches of a long line."""
-    parts = [part for part in np.array_split(np.arange(len(x)), _POINTS) if np.isfinite(y[part]).any()]
+    """Return positions, means, minima and maxima over `POINTS` stretches of a long line."""
+    parts = [part for part in np.array_split(np.arange(len(x)), POINTS) if np.isfinite(y[part]).any()]
     means = [(x[part].mean(), np.nanmean(y[part]), np.nanmin(y[part]), np.nanmax(y[part])) for part in parts]
     columns = np.array(means, dtype=float).reshape(-1, 4).T
     return columns[0], columns[1], columns[2], columns[3]

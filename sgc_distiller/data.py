@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import functional as transforms
 
 from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.interrupts import ignore_interrupts, uninterrupted
 from sgc_distiller.seeding import generator_for
 
 __all__ = ["ImageSet", "batches", "in_order", "normalise", "open_images"]
@@ -233,8 +234,9 @@ def _generate(
         num_workers=workers,
         pin_memory=workers > 0 and device.type == "cuda",
         generator=generator_for(order.seed, "workers"),  # otherwise it draws from torch's global generator
+        worker_init_fn=ignore_interrupts,
     )
-    for pixels in loader:
+    for pixels in uninterrupted(loader):
         if isinstance(pixels, UserError):
             raise pixels
         assert isinstance(pixels, Tensor)

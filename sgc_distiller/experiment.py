@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sgc_distiller import checkpoints
+from sgc_distiller import checkpoints, yaml_source
 from sgc_distiller.assembly import Run
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import sparsity_table
@@ -95,8 +95,9 @@ def plan(options: Options) -> Record:
     """Return what `compress` would do, without doing it; a trained generator need not be there yet.
 
     Returns:
-        ``schedule`` (its text), ``epochs``, ``steps_per_epoch``, ``settings`` in effect, ``layers`` (rows of
-        the sparsity table) and ``asked``: for each epoch, the sparsity asked of each layer.
+        ``schedule`` (YAML, with names for patterns, all settings and what the options replace), ``epochs``,
+        ``steps_per_epoch``, ``settings`` beside the schedule, ``layers`` (rows of the sparsity table) and
+        ``asked``: for each epoch, the sparsity asked of each layer.
     """
     if options.weights_from or options.resume_from:
         run, supervision, _ = _compression(options, None)
@@ -106,29 +107,47 @@ def plan(options: Options) -> Record:
         networks = run.build("generator", run.gan.student.width), run.build("discriminator")
         supervision = Supervision(run.task, *networks, run.build("generator"))
     session = Session(run, supervision)
+    rates = [
+        optimizer.param_groups[0]["lr"]
+        for optimizer in (session.generator_optimizer, session.discriminator_optimizer)
+    ]
     session.build_scheduler()  # finds the mistakes that show with a model only
     student = supervision.generator
     assert run.schedule is not None
+    resolved = run.schedule.resolved(
+        student, run.epochs, run.steps_per_epoch, rates[0] if rates[0] == rates[1] else options.lr
+    )
     return {
-        "schedule": run.schedule.text,
+        "schedule": yaml_source.write(resolved),
         "epochs": run.epochs,
         "steps_per_epoch": run.steps_per_epoch,
-        "settings": {
-            "task": f"{run.task.name}, {run.task.options}",
-            "data": run.images.name,
-            "batch size": options.batch_size,
-            "learning rate": session.generator_optimizer.param_groups[0]["lr"],
-            "weight decay": options.weight_decay,
-            "seed": options.seed,
-            "device": run.device,
-            "objective": run.gan.objective,
-            "student": dataclasses.asdict(run.gan.student),
-            "discriminator": dataclasses.asdict(run.gan.discriminator),
-            "output layer": run.gan.output_layer,
-        },
+        "settings": _beside_schedule(run, resolved, rates),
         "layers": [row for row in sparsity_table(student) if row["name"] in set(prunable_names(student))],
         "asked": session.plan,
     }
+
+
+def _beside_schedule(run: Run, resolved: Record, rates: list[float]) -> Record:
+    """Return the settings of a run that its resolved schedule does not hold, by names for a person."""
+    options = run.options
+    settings: Record = {
+        "task": f"{run.task.name}, {', '.join(f'{key} {value}' for key, value in run.task.options.items())}",
+        "data": run.images.name,
+        "batch size": options.batch_size,
+        "weight decay": options.weight_decay,
+        "seed": options.seed,
+        "device": run.device,
+    }
+    if run.epochs != resolved.get("gan", {}).get("epochs"):
+        settings["epochs"] = f"0 to {run.epochs - 1} are trained (--epochs {run.epochs})"
+    if "gan" not in resolved:
+        settings["generator updates in an epoch"] = run.steps_per_epoch
+        settings["learning rates of generator and discriminator"] = " and ".join(map(str, rates))
+    if options.distill_weight is not None:
+        settings["distillation"] = (
+            f"added by --kd-distill-wt {options.distill_weight:g} --kd-student-wt {options.student_weight:g}"
+        )
+    return settings
 
 
 def _refuse_compression(options: Options) -> None:

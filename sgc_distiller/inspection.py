@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import yaml
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -19,6 +18,7 @@ from sgc_distiller.schedule import Schedule, read_schedule
 from sgc_distiller.schedule_plan import planned_rates, planned_targets
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks import build_task
+from sgc_distiller.yaml_source import write
 
 __all__ = ["Outline", "inspect_schedule", "plain_text", "plot_outline", "write_plain"]
 
@@ -185,10 +185,9 @@ def plain_text(content: Mapping[str, Any], made_of: str) -> str:
         content: The schedule.
         made_of: Name of the schedule that it was made of.
     """
-    text = yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=110)
     return (
         f"# {made_of} as Intel's Distiller reads it: names in full, stored axes. Before it is read, call\n"
-        f"# sgc_distiller.register(distiller), and build the Supervision that its policies need.\n{text}"
+        f"# sgc_distiller.register(distiller), and build the Supervision that its policies need.\n{write(content)}"
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -11,10 +12,20 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.structures import Axes
 
-__all__ = ["canonical", "find_all_names", "find_names", "is_pattern", "layer_axes", "prunable_names"]
+__all__ = [
+    "canonical",
+    "find_all_names",
+    "find_names",
+    "is_pattern",
+    "layer_axes",
+    "prunable_names",
+    "spell_out",
+]
 
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 _SHOWN = 8
+_LISTS = ("weights", "filters")  # arguments that list parameters
+_TABLES = ("levels", "sensitivities", "thresholds", "reg_regims")  # arguments that are keyed by parameters
 
 
 def canonical(name: str) -> str:
@@ -95,3 +106,36 @@ def find_names(model: nn.Module, asked: str, spared: Collection[str] = ()) -> li
 def find_all_names(model: nn.Module, asked: Iterable[str], spared: Collection[str] = ()) -> list[str]:
     """Return what all entries of ``asked`` mean, each name once, as first mentioned; see `find_names`."""
     return list(dict.fromkeys(name for entry in asked for name in find_names(model, entry, spared)))
+
+
+def spell_out(model: nn.Module, arguments: Mapping[str, Any], spared: Collection[str] = ()) -> dict[str, Any]:
+    """Return arguments of a pruner or regularizer with every pattern replaced by the names that it means.
+
+    That concerns lists of parameters (``weights``) and what is keyed by them (``levels`` and the like), where
+    a parameter that is named in full keeps its own value, whatever patterns fit it. The key ``'*'`` stays.
+
+    Args:
+        model: The model whose parameters are meant.
+        arguments: Arguments by name; they are not changed.
+        spared: Parameters that no pattern matches.
+
+    Raises:
+        UserError: If a name or a pattern fits no parameter.
+    """
+    found = dict(arguments)
+    for key, value in arguments.items():
+        if key in _LISTS and isinstance(value, (list, tuple)):
+            found[key] = find_all_names(model, value, spared)
+        elif key in _TABLES and isinstance(value, Mapping):
+            found[key] = _spell_out_keys(model, value, spared)
+    return found
+
+
+def _spell_out_keys(model: nn.Module, table: Mapping[str, Any], spared: Collection[str]) -> dict[str, Any]:
+    by_pattern: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
+    for asked, value in table.items():
+        chosen = by_pattern if is_pattern(asked) and asked != "*" else by_name
+        names = [asked] if asked == "*" else find_names(model, asked, spared)
+        chosen.update(dict.fromkeys(names, value))
+    return {**by_pattern, **by_name}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.element_pruners import (
@@ -15,8 +13,8 @@ from sgc_distiller.element_pruners import (
 )
 from sgc_distiller.epochs import last_active_epoch
 from sgc_distiller.errors import ScheduleError
-from sgc_distiller.names import find_all_names
-from sgc_distiller.pruners import Pruner, find_values
+from sgc_distiller.names import spell_out
+from sgc_distiller.pruners import Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.ranked_pruners import RankedPruner
 from sgc_distiller.schedule_builder import BuiltPolicy, PolicyBuilder
@@ -24,41 +22,14 @@ from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.structure_pruners import StructurePruner
 from sgc_distiller.structures import GROUP_TYPES
 
-__all__ = ["expanded_arguments", "plain_schedule"]
+__all__ = ["plain_schedule"]
 
 Plain = dict[str, Any]
 
-BY_NAME = ("levels", "sensitivities", "thresholds", "reg_regims")
-"""Arguments that are mappings whose keys are names or patterns."""
-LISTS = ("weights", "filters")
-"""Arguments that are lists of names or patterns."""
 _SWAPPED = {"Filters": "Channels", "3D": "Channels", "Channels": "Filters", "Rows": "Filters"}
 _OURS = ("scope", "prune_output", "group_size", "rounding_fn")
 _NEVER_GROW = (AutomatedGradualPruner, NMPruner, RankedPruner, SparsityLevelParameterPruner)
 _KINDS = {"pruners": "pruner", "regularizers": "regularizer", "extensions": "extension"}
-
-
-def expanded_arguments(
-    arguments: Mapping[str, Any], model: nn.Module, spared: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return an instance's arguments with every pattern replaced by the names that it means.
-
-    Args:
-        arguments: As in the schedule; they are not changed.
-        model: The model whose parameters are meant.
-        spared: Parameters that no pattern matches.
-
-    Raises:
-        UserError: If a name or a pattern fits none.
-    """
-    expanded = dict(arguments)
-    for name in LISTS:
-        if isinstance(expanded.get(name), Sequence) and not isinstance(expanded[name], str):
-            expanded[name] = find_all_names(model, expanded[name], spared)
-    for name in BY_NAME:
-        if isinstance(expanded.get(name), Mapping):
-            expanded[name] = find_values(model, expanded[name], name, spared)
-    return expanded
 
 
 def plain_schedule(policies: Sequence[PolicySpec], builder: PolicyBuilder) -> Plain:
@@ -159,7 +130,7 @@ class _Writer:
                 )
 
     def _arguments(self, spec: InstanceSpec) -> Plain:
-        arguments = expanded_arguments(spec.arguments, self.model, self.builder.spared)
+        arguments = spell_out(self.model, spec.arguments, self.builder.spared)
         regims = arguments.get("reg_regims")
         if isinstance(regims, Mapping):
             arguments["reg_regims"] = {
@@ -177,7 +148,7 @@ class _Writer:
     def _write(self, policy: PolicySpec, arguments: Plain, suffix: str = "") -> None:
         name = policy.instance.name + suffix
         self._add(policy.section, name, policy.instance, arguments)
-        options = expanded_arguments(policy.arguments, self.model, self.builder.spared)
+        options = spell_out(self.model, policy.arguments, self.builder.spared)
         self._use(_KINDS[policy.section], name, policy, options)
 
     def _add(self, section: str, name: str, spec: InstanceSpec, arguments: Plain) -> None:

@@ -82,7 +82,11 @@ def quickstart(
         results = [
             list(_seed_rows(folder / f"seed{seed}", seed, smoke, device, console)) for seed in range(seeds)
         ]
-    notes = [f"Means over {seeds} seeds stand in the table that the command prints."] if seeds > 1 else []
+    notes = ["A few steps of everything, to see whether it runs: the numbers mean nothing."] if smoke else []
+    if seeds > 1:
+        notes.append(f"Means over {seeds} seeds stand in the table that the command prints.")
+    if smoke:
+        console.note(notes[0])
     write_summary(
         folder / "report.html",
         "DCGAN on handwritten digits: dense and pruned",

@@ -39,7 +39,7 @@ class Console:
     def step(self, report: StepReport) -> None:
         """Hear of progress within an epoch."""
 
-    def epoch(self, record: Record, epochs: int) -> None:
+    def epoch(self, record: Record) -> None:
         """Hear the numbers of a finished epoch."""
 
     def layers(self, title: str, rows: list[Record]) -> None:
@@ -122,9 +122,9 @@ class Recorder:
         pictures.save_grid(
             self.draw(trainer, generator)[:_STRIP], self.folder.epoch_sample(report.epoch), _STRIP
         )
-        self.console.epoch(record, trainer.epochs)
+        self.console.epoch(record)
         if self.masks_sparsity:
-            self.console.layers(f"Masks after epoch {report.epoch + 1}/{trainer.epochs}", rows)
+            self.console.layers(f"Masks after epoch {report.epoch} (last: {trainer.epochs - 1})", rows)
         if results:
             self._score(record)
             first = results[0]
@@ -180,14 +180,13 @@ class Recorder:
             **self.state(trainer),
         }
 
-    def best_epochs(self, epochs: int) -> str:
+    def best_epochs(self) -> str:
         """Return which epochs were the best, for a person; an empty string if none was measured."""
         if not self.scores:
             return ""
         named = wording.short_name(self.scores[0]["metrics"][0])
         values = [
-            f"{score['epoch'] + 1}/{epochs} ({wording.number(score['metrics'][0]['value'])})"
-            for score in self.scores
+            f"{score['epoch']} ({wording.number(score['metrics'][0]['value'])})" for score in self.scores
         ]
         at = " at the final sparsity" if self.plan else ""
         return f"best epoch{'s' if len(values) > 1 else ''}{at} by {named}: {', '.join(values)}"

@@ -104,7 +104,7 @@ def _report(run: RunFolder) -> dict[str, Any]:
         "facts": _facts(run, config, result, records),
         **_pictures(run),
         "pictures_text": "Pictures at the same place of two panels come from the same noise.",
-        "strips": _strips(run),
+        **_strips(run),
         "charts": run_charts(records, dense),
         **_layers(layers),
         "texts": _texts(run, config),
@@ -175,22 +175,35 @@ def _facts(
     device = environment.get("device_name") or environment.get("device")
     threads = environment.get("torch_threads")
     schedule = config.get("schedule") or config.get("compress")
+    is_pruned = result.get("sparsity") or result.get("sparsity_asked")
     facts = {
         "task": result.get("task") or config.get("task") or config.get("arch"),
         "method": result.get("method") or config.get("method"),
         "schedule": Path(str(schedule)).name if schedule else None,
-        "sparsity asked": _maybe(percent, result.get("sparsity_asked")),
-        "sparsity measured": _maybe(percent, result.get("sparsity")),
+        "sparsity asked": _maybe(percent, result.get("sparsity_asked")) if is_pruned else None,
+        "sparsity measured": _maybe(percent, result.get("sparsity")) if is_pruned else None,
         "weights": _maybe(count, result.get("weights")),
-        "weights not zero": _maybe(count, result.get("nonzero")),
+        "weights not zero": _maybe(count, result.get("nonzero")) if is_pruned else None,
         "seed": _maybe(str, result.get("seed", config.get("seed"))),
-        "steps (generator updates)": count(steps) if steps else None,
+        "steps (generator updates)": _steps(config, steps) if steps else None,
         "time": duration(seconds) if seconds else None,
-        "device": f"{device}, {threads} threads" if device == "cpu" and threads else device,
+        "device": f"{device}, {_plural(threads, 'thread')}" if device == "cpu" and threads else device,
         "torch": environment.get("torch"),
         "checkpoint": _maybe(lambda path: Path(str(path)).name, result.get("checkpoint")),
     }
     return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def _steps(config: Record, steps: int) -> str:
+    """Return how many steps were taken, and in which epochs where they were whole ones."""
+    length = config.get("steps_per_epoch")
+    if not length or steps % length:
+        return count(steps)
+    return f"{count(steps)} in {_plural(steps // length, 'epoch')}"
+
+
+def _plural(number: int, thing: str) -> str:
+    return f"{count(number)} {thing}{'' if number == 1 else 's'}"
 
 
 def _pictures(run: RunFolder) -> dict[str, Any]:
@@ -204,13 +217,15 @@ def _pictures(run: RunFolder) -> dict[str, Any]:
     return {"pictures": found, "panels_in_a_row": min(len(found), 2 if wide else 4)}
 
 
-def _strips(run: RunFolder) -> list[dict[str, Any]]:
+def _strips(run: RunFolder) -> dict[str, Any]:
     files = {int(file.stem.rpartition("_")[2]): file for file in run.samples.glob("epoch_[0-9]*.png")}
     epochs = sorted(files)
-    if len(epochs) > _STRIPS:
+    are_many = len(epochs) > _STRIPS
+    if are_many:
         places = {round(index * (len(epochs) - 1) / (_STRIPS - 1)) for index in range(_STRIPS)}
         epochs = [epochs[place] for place in sorted(places)]
-    return [{"epoch": epoch, "data": _embedded(files[epoch])} for epoch in epochs]
+    strips = [{"epoch": epoch, "data": _embedded(files[epoch])} for epoch in epochs]
+    return {"strips": strips, "strips_left_out": are_many}
 
 
 def _layers(record: Record | None) -> dict[str, Any]:
@@ -223,10 +238,12 @@ def _layers(record: Record | None) -> dict[str, Any]:
         "dense": dense,
         "nonzero": nonzero,
         "sparsity": 1 - nonzero / max(dense, 1),
+        "asked": sum((item.get("asked") or 0) * item["dense"] for item in layers) / max(dense, 1),
     }
     return {
         "layers": [_layer(item) for item in layers],
         "layers_step": (record or {}).get("step", 0),
+        "is_pruned": any(item["sparsity"] or item.get("asked") for item in layers),
         "total": _layer(total),
     }
 

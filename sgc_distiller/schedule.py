@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
+from sgc_distiller.names import spell_out
 from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.removers import ZEROS_STAY, is_remover
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_NAMING = ("pruner", "regularizer")  # kinds of policies whose objects name parameters
 
 
 class Schedule:
@@ -69,6 +74,7 @@ class Schedule:
         needed: int = max((policy.meta["ending_epoch"] for policy in spec.policies), default=0)
         needed = max(needed, self.discriminator.epochs if self.discriminator else 0)
         self.epochs: int = self.gan.epochs if self.gan and self.gan.epochs else needed
+        self._needed_epochs = needed
         if self.epochs < needed:
             raise (
                 root.child("gan")
@@ -165,6 +171,49 @@ class Schedule:
         entries = [(policy, builder.make(policy)) for policy in pruning]
         names = [name for name, _ in model.named_parameters()]
         return sparsity_plan(entries, names, self.epochs if epochs is None else epochs)
+
+    def resolved(
+        self,
+        model: nn.Module,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        lr: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the schedule that says of this model in full what this one leaves open; it means the same.
+
+        Patterns of the pruners in use are replaced by names, and the ``gan:`` section has every setting. A
+        schedule without that section stays without it.
+
+        Args:
+            model: The model that is to be compressed.
+            epochs: Replaces ``gan.epochs``; never below what the policies need, which the file must have.
+            steps_per_epoch: Replaces ``gan.steps_per_epoch``.
+            lr: Replaces ``gan.lr``.
+
+        Raises:
+            ScheduleError: If a name or a pattern fits no parameter.
+        """
+        self.sparsity_plan(model, epochs=0)  # shows mistakes at their places
+        spared = self._builder(model).spared
+        found: dict[str, Any] = deepcopy(self._root.value)
+        for policy, entry in zip(self.policies, found["policies"], strict=True):
+            for kind in entry.keys() & set(_NAMING):
+                named = found[policy.section]
+                named[policy.instance.name] = spell_out(model, named[policy.instance.name], spared)
+                if "args" in entry[kind]:
+                    entry[kind]["args"] = spell_out(model, entry[kind]["args"], spared)
+        if self.gan is not None:
+            given = {"steps_per_epoch": steps_per_epoch, "lr": lr}
+            own = found["gan"].get("discriminator", {}).get("schedule")
+            settings = asdict(self.gan)
+            if own is not None:
+                settings["discriminator"]["schedule"] = own
+            found["gan"] = {
+                **settings,
+                **{key: value for key, value in given.items() if value is not None},
+                "epochs": self.epochs if epochs is None else max(epochs, self._needed_epochs),
+            }
+        return found
 
 
 def read_schedule(filename: str | Path) -> Schedule:

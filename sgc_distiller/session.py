@@ -236,7 +236,7 @@ class Session:
             )
         folder.log(result)
         folder.close()
-        best = recorder.best_epochs(run.epochs)
+        best = recorder.best_epochs()
         if best:
             run.console.note(best)
         write_report(folder.path)

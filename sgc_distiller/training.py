@@ -242,14 +242,19 @@ class Trainer:
         raw = self.batches(self.step * batches_per_step)
         self.supervision.generator.train()
         self.supervision.discriminator.train()
-        while self.epoch < self.epochs:
-            report = self._run_epoch(raw)
-            with self.weights_as_seen(self.epoch):
-                metrics = self.observer.on_epoch(self, report)
-            for scheduler, optimizer in self._schedulers():
-                scheduler.on_epoch_end(self.epoch, optimizer, metrics=metrics)
-            self.epoch += 1
-            self.observer.on_epoch_closed(self, report)
+        try:
+            while self.epoch < self.epochs:
+                report = self._run_epoch(raw)
+                with self.weights_as_seen(self.epoch):
+                    metrics = self.observer.on_epoch(self, report)
+                for scheduler, optimizer in self._schedulers():
+                    scheduler.on_epoch_end(self.epoch, optimizer, metrics=metrics)
+                self.epoch += 1
+                self.observer.on_epoch_closed(self, report)
+        finally:
+            close = getattr(raw, "close", None)  # a generator's: ends the processes that read for it
+            if close is not None:
+                close()
 
     @contextlib.contextmanager
     def weights_as_seen(self, epoch: int) -> Iterator[None]:

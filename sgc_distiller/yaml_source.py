@@ -15,7 +15,7 @@ import yaml
 from sgc_distiller.checks import ArgumentError
 from sgc_distiller.errors import ScheduleError, UserError, nearest
 
-__all__ = ["Node", "read_dict", "read_file"]
+__all__ = ["Node", "read_dict", "read_file", "write"]
 
 _Path = tuple[str, ...]
 _MERGE = "tag:yaml.org,2002:merge"
@@ -25,11 +25,20 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, for which ``1e-4`` is a number, as YAML 1.2 has it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes what `_Loader` would take for a number, and repeats no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write out every value where it stands."""
+        return True
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 @dataclass(frozen=True)
@@ -250,3 +259,9 @@ class _Reader:
             if not isinstance(source, yaml.MappingNode) or id(source) in self._open:
                 raise self._error("Expected a mapping, or a list of them, to merge with '<<'.", line, path)
         return list(sources)
+
+
+def write(schedule: Mapping[str, Any]) -> str:
+    """Return a schedule as YAML; `read_file` gives the same values back."""
+    text: str = yaml.dump(schedule, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+    return text

@@ -23,8 +23,10 @@ from tiny import picture_folder
 from sgc_distiller import app, arguments, assembly, data, runs, session
 from sgc_distiller.app import Terminal, main
 from sgc_distiller.checkpoints import load_checkpoint
+from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.report import write_report
 from sgc_distiller.runs import RunFolder
+from sgc_distiller.schedule import read_schedule
 from sgc_distiller.settings import pick_device
 from sgc_distiller.tasks.dcgan import DCGAN
 from sgc_distiller.training import StepReport
@@ -241,7 +243,7 @@ class TestFlags:
     def test_masks_sparsity(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert go(f"{_compress(shelf)} --masks-sparsity -n x") == 0
         shown = capsys.readouterr().out
-        assert "Masks after epoch 1/1" in shown
+        assert "Masks after epoch 0 (last: 0)" in shown
         assert "main.0.weight │ 100 x 8 x 4 x 4 │  50 % │    50 % │    6,400 │ 12,800" in shown
         assert go(f"{_compress(shelf)} -n y") == 0
         assert "main.0.weight" not in capsys.readouterr().out
@@ -360,7 +362,7 @@ class TestFlags:
         content = load_checkpoint("logs/x")
         assert [score["epoch"] for score in content["extras"]["scores"]] == best
         assert [s["epoch"] for s in _records(Path("logs/x"), "result")[0]["best_epochs"]] == best
-        named = ", ".join(f"{epoch + 1}/3 ({app.wording.number(values[epoch])})" for epoch in best)
+        named = ", ".join(f"{epoch} ({app.wording.number(values[epoch])})" for epoch in best)
         assert f"best epochs by FID: {named}" in capsys.readouterr().out
         assert load_checkpoint("logs/x/best.pth.tar")["epoch"] == best[0]
         assert go("--epoch-images 16 --epochs 3 --lr 0.01 -n y") == 0
@@ -680,21 +682,58 @@ class TestInterruption:
 
 
 class TestOutput:
-    def test_a_dry_run_prints_the_schedule_and_what_it_asks_for(
+    def test_a_dry_run_prints_a_schedule_file_and_what_it_asks_for(
         self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         before = _content(shelf)
         for weights in ("", f"--exp-load-weights-from {shelf / 'dense'}"):
-            assert go(f"--compress {shelf / 'half.yaml'} {weights} --dry-run --epochs 2") == 0
+            assert go(f"--compress {shelf / 'half.yaml'} {weights} --dry-run --epochs 2 --lr 0.001") == 0
             shown = capsys.readouterr().out
-            assert SCHEDULE.strip() in shown
-            assert "2 epochs of 2 generator updates" in shown
+            Path("shown.yaml").write_text(shown)
+            found = read_schedule("shown.yaml")
+            assert found.gan == GanSpec(steps_per_epoch=2, epochs=2, lr=0.001)
+            model = DCGAN(image_size=16, channels=1, width=4).build("generator")
+            assert found.sparsity_plan(model) == read_schedule(shelf / "half.yaml").sparsity_plan(model, 2)
+            assert "main.*.weight" not in shown
+            assert "# task: dcgan, image_size 16, channels 1, width 4, noise 100" in shown
+            Path("shown.yaml").unlink()
             lines = [line.split("│") for line in shown.splitlines() if "50 %" in line]
             assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
                 [str(epoch), "50 %", "50 %", "50 %"] for epoch in (0, 1)
             ]
         assert list(tmp_path.iterdir()) == []
         assert _content(shelf) == before
+
+    def test_a_dry_run_says_what_no_schedule_can(self, go: Go, capsys: pytest.CaptureFixture[str]) -> None:
+        assert go("--compress dcgan/agp_75 --dry-run --epochs 3 --kd-distill-wt 2") == 0
+        shown = capsys.readouterr().out
+        assert "# epochs: 0 to 2 are trained (--epochs 3)" in shown
+        assert "# distillation: added by --kd-distill-wt 2 --kd-student-wt 1" in shown
+        plain = SCHEDULE.partition("gan:")[0]
+        Path("plain.yaml").write_text(plain)
+        assert go("--compress plain.yaml --dry-run --steps-per-epoch 9") == 0
+        shown = capsys.readouterr().out
+        assert "gan:" not in shown
+        assert "# generator updates in an epoch: 9" in shown
+
+    def test_epochs_count_from_0(self, go: Go, capsys: pytest.CaptureFixture[str]) -> None:
+        assert go("--epochs 3 -n x") == 0
+        shown = capsys.readouterr().out
+        assert "epochs 0 to 2, 2 generator updates an epoch\n" in shown
+        assert [line.split()[0] for line in shown.splitlines() if re.match(r" +\d+ +\d+ +\d", line)] == [
+            *"012"
+        ]
+        assert go("--resume-from logs/x --epochs 4", plain=True) == 0
+        shown = capsys.readouterr().out
+        assert "goes on with epoch 3: epoch 3, 2 generator updates an epoch\n" in shown
+        terminal = Terminal()
+        terminal.start(epochs=20, steps_per_epoch=1500, first_epoch=7)
+        terminal.finish()
+        terminal.start(epochs=4, steps_per_epoch=2, first_epoch=4)
+        terminal.finish()
+        shown = capsys.readouterr().out
+        assert "goes on with epoch 7: epochs 7 to 19, 1,500 generator updates an epoch\n" in shown
+        assert "epoch 3 was the last one" in shown
 
     def test_a_shipped_schedule_goes_by_its_name(self, go: Go, capsys: pytest.CaptureFixture[str]) -> None:
         assert go("--compress dcgan/recommended_75 --dry-run") == 0
@@ -705,10 +744,10 @@ class TestOutput:
     ) -> None:
         assert go(f"{_compress(shelf)} --epoch-images 16 -n x") == 0
         shown = capsys.readouterr().out.splitlines()
-        head = next(index for index, line in enumerate(shown) if line.lstrip().startswith("epoch"))
+        head = next(index for index, line in enumerate(shown) if line.split()[:2] == ["epoch", "step"])
         assert " ".join(shown[head].split()) == "epoch step D loss G loss asked reached FID lr time"
         record = _records(Path("logs/x"), "epoch")[0]
-        assert shown[head + 1].split()[:2] == ["1/1", "2"]
+        assert shown[head + 1].split()[:2] == ["0", "2"]
         assert f"{record['terms']['discriminator.dis']:.4f}" in shown[head + 1]
         assert f"{record['terms']['generator.loss']:.4f}" in shown[head + 1]
         assert shown[head + 1].count("50 %") == 2
@@ -765,6 +804,7 @@ class TestOutput:
         terminal.finish()
         terminal.finish()
         assert "8/10" in shown.getvalue()
+        assert "epoch 1 (last: 1)" in shown.getvalue()
         assert "left" in shown.getvalue()
 
     def test_a_whole_run_ends_with_its_report(

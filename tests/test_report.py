@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sgc_distiller.charts import COLOURS, Line, line_chart
+from sgc_distiller.curves import run_charts
 from sgc_distiller.errors import UserError
 from sgc_distiller.pictures import save_comparison, save_grid
 from sgc_distiller.report import write_report, write_summary
@@ -61,7 +62,15 @@ def digits(count: int) -> torch.Tensor:
 def fill(path: Path, epochs: int = 3, steps_per_epoch: int = 4) -> RunFolder:
     """Write a run folder as a supervised compression leaves it, without its results."""
     with RunFolder(path) as run:
-        run.write_config({"task": "dcgan", "method": "pruned", "schedule": "x/pruned_75.yaml", "epochs": 20})
+        run.write_config(
+            {
+                "task": "dcgan",
+                "method": "pruned",
+                "schedule": "x/pruned_75.yaml",
+                "epochs": 20,
+                "steps_per_epoch": 42,
+            }
+        )
         run.write_schedule(SCHEDULE)
         run.write_environment("cpu")
         for epoch in range(epochs):
@@ -73,6 +82,7 @@ def fill(path: Path, epochs: int = 3, steps_per_epoch: int = 4) -> RunFolder:
                     "sup.total": 1 / step,
                 }
                 terms["sup.gc.gen"] = 0.2
+                terms["generator.loss"] = 1 / step
                 run.log({"kind": "step", "epoch": epoch, "step": step, "terms": terms, "seconds": 0.1})
             share = 0.25 * (epoch + 1)
             metrics = [{"name": FID, "value": 90.0 - epoch, "low": 80.0, "high": 95.0}]
@@ -156,7 +166,7 @@ def test_facts_of_the_run_are_listed(finished):
         "schedule pruned_75.yaml",
         "sparsity asked 75 %",
         "seed 3",
-        "steps (generator updates) 840",
+        "steps (generator updates) 840 in 20 epochs",
         "time 1 min 32 s",
         "checkpoint best.pth.tar",
         f"torch {torch.__version__}",
@@ -178,7 +188,7 @@ def test_the_pictures_are_the_files(finished):
 
 def test_charts_layers_and_texts_are_there(finished):
     source, page = read(finished)
-    assert source.count("<svg") == 5  # sparsity, FID, gen, dis, sup
+    assert source.count("<svg") == 5  # sparsity, FID, gen, dis, sup; the generator's loss is sup's total
     for words in (
         "dense (teacher)",
         "sparse (student)",
@@ -191,6 +201,30 @@ def test_charts_layers_and_texts_are_there(finished):
     assert html.escape(SCHEDULE, quote=False) in source.replace("&#34;", '"')
     assert "<b>75 %</b>" not in source, "text is escaped"
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_each_chart_shows_something_of_its_own():
+    def titles(loss: float) -> list[str]:
+        terms = {"student.gen": 1.5, "discriminator.dis": 0.5, "kd.l1": 0.25, "generator.loss": loss}
+        steps = [{"kind": "step", "step": step, "terms": terms} for step in (1, 2)]
+        return [chart["title"] for section in run_charts(steps, None) for chart in section["charts"]]
+
+    assert titles(1.5000001) == ["gen: generator", "dis: discriminator", "kd: l1"]
+    assert titles(1.75) == ["gen: generator", "dis: discriminator", "kd: l1", "generator's loss"]
+
+
+def test_values_of_different_size_are_all_seen():
+    def chart(small: float) -> dict[str, str]:
+        terms = {"sup.total": 9.0, "sup.gc.gen": small}
+        steps = [{"kind": "step", "step": step, "terms": terms} for step in (1, 2)]
+        return run_charts(steps, None)[0]["charts"][0]
+
+    assert chart(1.0)["text"] == ""
+    assert chart(0.0)["text"] == "", "0 has no logarithm"
+    assert chart(0.05)["text"] == "logarithmic axis"
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", chart(0.05)["svg"])
+    assert "0.1" in ticks
+    assert not any("$" in tick for tick in ticks), "no TeX on the page"
 
 
 def test_an_unfinished_run_says_so(tmp_path):
@@ -212,8 +246,12 @@ def test_a_dense_run_has_no_sparse_side(tmp_path):
         run.log({"kind": "epoch", "epoch": 0, "step": 2, "sparsity": 0.0, "metrics": metrics})
         run.log(dense_result())
         save_grid(digits(4), run.samples / "dense.png")
+        layer = {"name": "main.0.weight", "shape": [4, 2], "dense": 8, "nonzero": 8, "sparsity": 0.0}
+        run.log({"kind": "layers", "step": 2, "layers": [{**layer, "asked": 0.0}]})
     source, page = read(write_report(tmp_path))
     assert "dcgan, dense" in page.text
+    assert "tensor shape weights main.0.weight 4 × 2 8" in page.text
+    assert "not zero" not in page.text
     assert "69.24 dense" in page.text
     assert "sparse" not in page.text
     assert "gen: generator" in page.text

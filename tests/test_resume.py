@@ -139,7 +139,7 @@ class Stopper(Console):
     def step(self, report: StepReport) -> None:
         self._maybe(f"step {report.step}")
 
-    def epoch(self, record: Record, epochs: int) -> None:
+    def epoch(self, record: Record) -> None:
         self._maybe(f"epoch {record['epoch']}")
 
     def finish(self) -> None:

@@ -330,6 +330,27 @@ def test_objective_none_without_a_loss_policy_is_refused() -> None:
         trainer.run()
 
 
+@pytest.mark.parametrize("spoil", [None, ("gen", 3)])
+def test_what_reads_the_batches_is_closed_at_the_end_and_at_an_error(spoil: Any) -> None:
+    """Worker processes end with it, and not when the last traceback is forgotten."""
+    log = []
+
+    def noted(start: int) -> Iterator[dict[str, Any]]:
+        try:
+            yield from tiny_batches(torch.device("cpu"), start)
+        finally:
+            log.append("closed")
+
+    trainer = tiny_trainer(tiny_supervision(TinyTask(PLAIN, spoil), torch.device("cpu")), batches=noted)
+    if spoil:
+        with pytest.raises(NotANumberError, match=r"student\.gen") as caught:
+            trainer.run()
+        assert caught.tb is not None, "the traceback is still there"
+    else:
+        trainer.run()
+    assert log == ["closed"]
+
+
 class TestNotANumber:
     @pytest.mark.parametrize(
         ("spoil", "message"),
