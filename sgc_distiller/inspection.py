@@ -187,7 +187,8 @@ def plain_text(content: Mapping[str, Any], made_of: str) -> str:
     """
     return (
         f"# {made_of} as Intel's Distiller reads it: names in full, stored axes. Before it is read, call\n"
-        f"# sgc_distiller.register(distiller), and build the Supervision that its policies need.\n{write(content)}"
+        "# sgc_distiller.register(distiller), and build the Supervision that its policies need.\n"
+        f"{write(content)}"
     )
 
 

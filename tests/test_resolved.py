@@ -79,6 +79,7 @@ def test_names_and_settings_are_spelled_out(tmp_path: Path, supervision: Supervi
     }
     assert found["gan"] == {
         "objective": "task",
+        "filter_axis": "module",
         "student": {"init": "dense", "width": 1.0},
         "discriminator": {
             "init": "pretrained",

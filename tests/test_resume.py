@@ -241,7 +241,7 @@ def test_the_run_that_never_stops_is_worth_comparing(straight: Any) -> None:
         assert value[hidden].abs().sum() > 0
         assert torch.equal(value[~hidden], weights[name][~hidden])
     policies = content["compression_sched"]["policies"]
-    assert policies[1]["state"]["scales"].keys() == {"gc.gen", "dc.dis"}
+    assert policies[2]["state"]["scales"].keys() == {"gc.gen", "dc.dis"}
     rates = [record["lr"] for record in RunFolder(straight("forward")).records("step")]
     assert rates == sorted(rates, reverse=True)
     assert len(set(rates)) == 3
