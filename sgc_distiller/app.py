@@ -140,6 +140,8 @@ class Terminal(Console):
         """Print what a run came to."""
         kept = f"{wording.count(record['nonzero'])} of {wording.count(record['weights'])} weights"
         self.note(f"\n{record['method']}: {kept} are not zero ({wording.percent(record['sparsity'])} sparse)")
+        if "discriminator_sparsity" in record:
+            self.note(f"  discriminator: {wording.percent(record['discriminator_sparsity'])} sparse")
         for metric in record["metrics"]:
             interval = wording.interval(metric)
             self.note(

@@ -17,8 +17,9 @@ from sgc_distiller.distiller_runtime import build_with_distiller, distiller_fold
 from sgc_distiller.errors import UserError
 from sgc_distiller.inspection import plain_text
 from sgc_distiller.loss_policies import OutputDistillationPolicy
+from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
-from sgc_distiller.recording import Recorder
+from sgc_distiller.recording import Recorder, generator_sparsity
 from sgc_distiller.report import write_report
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.schedule import Schedule
@@ -233,6 +234,7 @@ class Session:
                 steps=trainer.step,
                 checkpoint=str(folder.checkpoint_file),
                 best_epochs=recorder.scores,
+                **self._discriminator_sparsity(),
             )
         folder.log(result)
         folder.close()
@@ -241,6 +243,14 @@ class Session:
             run.console.note(best)
         write_report(folder.path)
         return result
+
+    def _discriminator_sparsity(self) -> Record:
+        """Return the discriminator's sparsity, where it is pruned too."""
+        if not self.discriminator_scheduler:
+            return {}
+        judge = self.supervision.discriminator
+        rows = sparsity_table(judge)
+        return {"discriminator_sparsity": generator_sparsity(rows, set(prunable_names(judge)))}
 
     def _finished(self, first_epoch: int) -> Record | None:
         """Return the result of a run that has nothing left to do, ``None`` for another."""

@@ -246,6 +246,8 @@ def test_the_run_that_never_stops_is_worth_comparing(straight: Any) -> None:
     assert rates == sorted(rates, reverse=True)
     assert len(set(rates)) == 3
     assert [score["epoch"] for score in content["extras"]["scores"]] == [2]
+    (result,) = [r for r in RunFolder(straight("judge")).records("result") if r["method"] == "judge"]
+    assert 0.0 < result["discriminator_sparsity"] < 1.0
     lasting = load_checkpoint(straight("lasting"))
     assert lasting["dense_weights"] == {}
     assert {score["epoch"] for score in lasting["extras"]["scores"]} == {1, 2}
