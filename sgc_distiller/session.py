@@ -224,7 +224,7 @@ class Session:
         """Draw and measure the result, record it and write the report."""
         run, folder = self.run, self.folder
         seconds = sum(record["seconds"] for record in folder.records("epoch"))
-        with trainer.weights_as_seen(trainer.epoch - 1):
+        with trainer.weights_as_seen(trainer.epoch - 1), trainer.judge_as_seen(trainer.epoch - 1):
             recorder.on_end(trainer)
             result = run.result(
                 self.supervision.generator,

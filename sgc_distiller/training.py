@@ -265,6 +265,10 @@ class Trainer:
         with _masked(self.scheduler, epoch):
             yield
 
+    def judge_as_seen(self, epoch: int) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which the discriminator is seen as an epoch's steps see it."""
+        return _masked(self.discriminator_scheduler, epoch)
+
     def _schedulers(self) -> Iterator[tuple[Scheduler, torch.optim.Optimizer]]:
         if self.scheduler:
             yield self.scheduler, self.generator_optimizer
@@ -310,7 +314,7 @@ class Trainer:
                     batch, outputs = self._batch(next(raw), self.step + minibatch, draw), None
                     draw += 1
                 if phase.role == "generator":
-                    with _masked(self.discriminator_scheduler, self.epoch):
+                    with self.judge_as_seen(self.epoch):
                         logged.update(self._generator_phase(batch, outputs, where))
                     outputs, updated = self.supervision.current_outputs, True
                 elif self.supervision.spec.train:
