@@ -196,8 +196,7 @@ class Trainer:
         epochs: Where to stop, counted from 0.
         seed: Of noise and dropout.
         scheduler: Gets the six hooks; ``None`` for none.
-        discriminator_scheduler: Gets the six hooks of the discriminator's updates, which are its steps;
-            ``None`` for none.
+        discriminator_scheduler: Gets the hooks of the discriminator's updates, its steps; ``None`` for none.
         observer: Is told of progress.
         report_every: Steps between two reports; values are read from the device only then.
         epoch: The next epoch to run, more than 0 after a resume.
