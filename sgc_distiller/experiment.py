@@ -115,7 +115,11 @@ def plan(options: Options) -> Record:
     student = supervision.generator
     assert run.schedule is not None
     resolved = run.schedule.resolved(
-        student, run.epochs, run.steps_per_epoch, rates[0] if rates[0] == rates[1] else options.lr
+        student,
+        run.epochs,
+        run.steps_per_epoch,
+        rates[0] if rates[0] == rates[1] else options.lr,
+        supervision.discriminator,
     )
     return {
         "schedule": yaml_source.write(resolved),

@@ -178,36 +178,41 @@ class Schedule:
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
         lr: float | None = None,
+        discriminator: nn.Module | None = None,
     ) -> dict[str, Any]:
         """Return the schedule that says of this model in full what this one leaves open; it means the same.
 
-        Patterns of the pruners in use are replaced by names, and the ``gan:`` section has every setting. A
-        schedule without that section stays without it.
+        Patterns of the pruners and regularizers in use are replaced by names, and the ``gan:`` section has
+        every setting. A schedule without that section stays without it.
 
         Args:
             model: The model that is to be compressed.
             epochs: Replaces ``gan.epochs``; never below what the policies need, which the file must have.
             steps_per_epoch: Replaces ``gan.steps_per_epoch``.
             lr: Replaces ``gan.lr``.
+            discriminator: The one that a schedule of its own is about; None leaves that schedule as it is.
 
         Raises:
             ScheduleError: If a name or a pattern fits no parameter.
         """
-        self.sparsity_plan(model, epochs=0)  # shows mistakes at their places
-        spared = self._builder(model).spared
+        builder = self._builder(model)
+        spared = builder.spared
         found: dict[str, Any] = deepcopy(self._root.value)
         for policy, entry in zip(self.policies, found["policies"], strict=True):
             for kind in entry.keys() & set(_NAMING):
+                builder.make(policy)  # shows mistakes at their places
                 named = found[policy.section]
                 named[policy.instance.name] = spell_out(model, named[policy.instance.name], spared)
                 if "args" in entry[kind]:
                     entry[kind]["args"] = spell_out(model, entry[kind]["args"], spared)
         if self.gan is not None:
             given = {"steps_per_epoch": steps_per_epoch, "lr": lr}
-            own = found["gan"].get("discriminator", {}).get("schedule")
             settings = asdict(self.gan)
-            if own is not None:
-                settings["discriminator"]["schedule"] = own
+            if self.discriminator is not None:
+                own = found["gan"]["discriminator"]["schedule"]
+                settings["discriminator"]["schedule"] = (
+                    own if discriminator is None else self.discriminator.resolved(discriminator)
+                )
             found["gan"] = {
                 **settings,
                 **{key: value for key, value in given.items() if value is not None},

@@ -124,6 +124,47 @@ def test_what_is_written_means_the_same(source: str | Path, tmp_path: Path, supe
     ]
 
 
+WHOLE = """\
+pruners:
+  filters: {class: L1RankedStructureParameterPruner, group_type: Filters, desired_sparsity: 0.5, weights: ['main.[36]*']}
+regularizers:
+  ridge: {class: L1Regularizer, reg_regims: {'main.?.weight': 0.1, main.3.weight: 0.2}}
+policies:
+- pruner: {instance_name: filters}
+  epochs: [0]
+- regularizer: {instance_name: ridge, args: {keep_mask: false}}
+  epochs: [0]
+gan:
+  discriminator:
+    schedule:
+      pruners:
+        thin: {class: SparsityLevelParameterPruner, levels: {'main.[02].weight': 0.5}}
+      policies:
+      - pruner: {instance_name: thin}
+        epochs: [2]
+"""  # noqa: E501
+
+
+def test_regularizers_and_the_discriminators_own_schedule_too(
+    tmp_path: Path, supervision: Supervision
+) -> None:
+    schedule = read_schedule(written(tmp_path, WHOLE))
+    model, judge = supervision.generator, supervision.discriminator
+    found = schedule.resolved(model, discriminator=judge)
+    assert found["pruners"]["filters"]["weights"] == ["main.3.weight", "main.6.weight"]
+    regims = {"main.0.weight": 0.1, "main.3.weight": 0.2, "main.6.weight": 0.1, "main.9.weight": 0.1}
+    assert found["regularizers"]["ridge"]["reg_regims"] == regims
+    own = found["gan"]["discriminator"]["schedule"]["pruners"]["thin"]["levels"]
+    assert own == {"main.0.weight": 0.5, "main.2.weight": 0.5}
+    assert found["gan"]["epochs"] == 3, "as long as the discriminator's schedule"
+    again = read_schedule(written(tmp_path, yaml_source.write(found)))
+    assert again.resolved(model, discriminator=judge) == found
+    assert again.discriminator is not None
+    assert again.discriminator.sparsity_plan(judge)[2] == own
+    kept = schedule.resolved(model)["gan"]["discriminator"]["schedule"]["pruners"]["thin"]["levels"]
+    assert kept == {"main.[02].weight": 0.5}
+
+
 def test_fewer_epochs_than_the_policies_need_are_not_written(supervision: Supervision) -> None:
     schedule = read_schedule(find_schedule("dcgan/recommended_75"))
     assert schedule.resolved(supervision.generator, epochs=3)["gan"]["epochs"] == 20
