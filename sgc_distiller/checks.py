@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sgc_distiller.errors import UserError, nearest
 
-__all__ = ["ArgumentError", "boolean", "fraction", "integer", "known", "number", "one_of"]
+__all__ = ["ArgumentError", "boolean", "fraction", "integer", "known", "names", "number", "one_of"]
 
 
 class ArgumentError(UserError):
@@ -47,11 +47,18 @@ def number(
         wanted += f" of at least {low:g}"
     if math.isfinite(high):
         wanted += f" and at most {high:g}" if open_low else f" between {low:g} and {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
         raise ArgumentError(f"Expected {wanted}, got {value!r}.", *path)
     if not low <= value <= high or (open_low and value == low):
         raise ArgumentError(f"Expected {wanted}, got {value!r}.", *path)
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def fraction(value: Any, *path: str) -> float:
@@ -80,6 +87,19 @@ def one_of(value: Any, choices: Collection[str], *path: str) -> str:
             f"Expected one of {', '.join(choices)}, got {value!r}.{nearest(value, choices)}", *path
         )
     return value
+
+
+def names(value: Any, *path: str) -> list[str]:
+    """Return ``value`` as a new list of names and patterns, or refuse it with an `ArgumentError`."""
+    wanted = "a list of names or patterns of weights"
+    if isinstance(value, str):
+        raise ArgumentError(f"Expected {wanted}, got the text {value!r}. Write [{value}].", *path)
+    if not isinstance(value, Sequence):
+        raise ArgumentError(f"Expected {wanted}, got {value!r}.", *path)
+    for index, entry in enumerate(value):
+        if not isinstance(entry, str):
+            raise ArgumentError(f"Expected a name or a pattern, got {entry!r}.", *path, f"[{index}]")
+    return list(value)
 
 
 def known(name: str, names: Collection[str], what: str, *path: str) -> str:

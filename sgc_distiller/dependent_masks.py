@@ -49,7 +49,7 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         super().__init__()
         self.name = name
         self.clear_moments = checks.boolean(clear_moments, "clear_moments")
-        self.filters = find_all_names(model, filters)
+        self.filters = find_all_names(model, checks.names(filters, "filters"))
         axes, norms = layer_axes(model), norms_after(model)
         parameters = dict(model.named_parameters())
         self._groupings = {}

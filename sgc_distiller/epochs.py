@@ -41,6 +41,7 @@ def active_epochs(
                 f"Expected a list of increasing epochs, counted from 0, such as [0, 2, 5], got {active}.",
                 "epochs",
             )
+        _check_length(active[-1] + 1, "epochs")
         return active, {"starting_epoch": active[0], "ending_epoch": active[-1] + 1, "frequency": None}
     start = 0 if starting_epoch is None else checks.integer(starting_epoch, "starting_epoch", low=0)
     end = start + 1 if ending_epoch is None else ending_epoch
@@ -50,6 +51,7 @@ def active_epochs(
             f"active any more, got {end!r}.",
             "ending_epoch",
         )
+    _check_length(end, "ending_epoch")
     if not _is_count(frequency) or not 0 < frequency <= end - start:
         raise ArgumentError(
             f"Expected a whole number from 1 to {end - start} (ending_epoch - starting_epoch), got "
@@ -58,6 +60,14 @@ def active_epochs(
         )
     meta = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
     return list(range(start, end, frequency)), meta
+
+
+_MOST = 1_000_000
+
+
+def _check_length(end: int, argument: str) -> None:
+    if end > _MOST:
+        raise ArgumentError(f"Expected at most {_MOST:,} epochs, got {end}.", argument)
 
 
 def _is_count(value: Any) -> bool:

@@ -6,7 +6,8 @@ import inspect
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "make_lr_scheduler",
     "moving_state",
     "rehearse",
+    "settings_kept_on_error",
     "stand_in_optimizer",
     "step_to",
 ]
@@ -135,6 +137,27 @@ def make_lr_scheduler(
     return made
 
 
+@contextmanager
+def settings_kept_on_error(optimizer: Optimizer | None) -> Iterator[None]:
+    """Put back what learning-rate schedules changed of an optimizer if there is an error in the block."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    if optimizer is not None:
+        kept = [(state, dict(state)) for state in (optimizer.__dict__, *optimizer.param_groups)]
+    rates = [
+        (value, value.clone()) for _, before in kept[1:] for value in [before["lr"]] if torch.is_tensor(value)
+    ]
+    try:
+        yield
+    except BaseException:
+        for state, before in kept:
+            for key in state.keys() - before.keys():
+                del state[key]
+            state.update(before)
+        for rate, value in rates:
+            rate.copy_(value)
+        raise
+
+
 def step_to(schedule: Any, epoch: int, metrics: Mapping[str, Any] | None = None) -> None:
     """Set the rates for ``epoch``, counted from the start of training.
 
@@ -209,7 +232,7 @@ def stand_in_optimizer(arguments: Iterable[Mapping[str, Any]], lr: float = 1.0) 
         for name, value in given.items()
         if isinstance(value, list) and name not in _EPOCH_LISTS
     ]
-    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(max(per_group, default=1))]
+    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(max([1, *per_group]))]
     return torch.optim.SGD(groups, lr=lr, momentum=0.9)
 
 

@@ -214,21 +214,12 @@ class Pruner:
 
 def checked_weights(weights: Sequence[str]) -> list[str]:
     """Return ``weights`` as a new list of names and patterns, or refuse them with a `UserError`."""
-    wanted = "a list of names or patterns of weights"
-    if isinstance(weights, str):
+    found = checks.names(weights, "weights")
+    if not found:
         raise checks.ArgumentError(
-            f"Expected {wanted}, got the text {weights!r}. Write [{weights}].", "weights"
+            "Expected a list of names or patterns of weights, got an empty list.", "weights"
         )
-    if not isinstance(weights, Sequence):
-        raise checks.ArgumentError(f"Expected {wanted}, got {weights!r}.", "weights")
-    if not weights:
-        raise checks.ArgumentError(f"Expected {wanted}, got an empty list.", "weights")
-    for index, entry in enumerate(weights):
-        if not isinstance(entry, str):
-            raise checks.ArgumentError(
-                f"Expected a name or a pattern, got {entry!r}.", "weights", f"[{index}]"
-            )
-    return list(weights)
+    return found
 
 
 def checked_values(

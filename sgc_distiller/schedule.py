@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
+from sgc_distiller.lr_schedulers import settings_kept_on_error
 from sgc_distiller.names import spell_out
 from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.pruning_policy import PruningPolicy
@@ -116,16 +117,17 @@ class Schedule:
 
         Raises:
             ScheduleError: If a name or a pattern fits no parameter, an object cannot be made, or policies
-                contradict each other.
+                contradict each other. Model, optimizer and scheduler are as they were then.
         """
         added = scheduler if scheduler is not None else CompressionScheduler(model)
         builder = self._builder(added.model, seed)
-        built = builder.build(self.policies, optimizer, resumed_epoch)
-        for policy, instance, epochs in built:
-            try:
-                added.add_policy(instance, **epochs)
-            except UserError as error:
-                raise (self._root if policy is None else policy.node).error(error) from error
+        with added.all_or_none(), settings_kept_on_error(optimizer):
+            built = builder.build(self.policies, optimizer, resumed_epoch)
+            for policy, instance, epochs in built:
+                try:
+                    added.add_policy(instance, **epochs)
+                except UserError as error:
+                    raise (self._root if policy is None else policy.node).error(error) from error
         for _, instance, _ in built:
             if isinstance(instance, PruningPolicy):
                 instance.watch()

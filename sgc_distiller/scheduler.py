@@ -122,6 +122,17 @@ class CompressionScheduler:
         for epoch in active:
             self.policies.setdefault(epoch, []).append(policy)
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Add the policies that are added inside the block, or none of them if one is refused."""
+        entries, waiting = list(self._entries), list(self._waiting)
+        policies = {epoch: list(found) for epoch, found in self.policies.items()}
+        try:
+            yield
+        except BaseException:
+            self._entries, self._waiting, self.policies = entries, waiting, policies
+            raise
+
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None, **kwargs: Any) -> None:
         """Begin an epoch: pruners compute its masks."""
         if self._waiting:
