@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from sgc_distiller import checkpoints
@@ -205,9 +206,12 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     epochs = range(outline.epochs)
-    for name, row in outline.groups.items():
-        high = [100 * asked[1] if asked else None for asked in row]
-        above.step(epochs, [float("nan") if v is None else v for v in high], where="post", label=name)
+    rows = dict(outline.groups)
+    if outline.discriminator is not None:
+        rows |= {f"discriminator: {name}": row for name, row in outline.discriminator.groups.items()}
+    for name, row in rows.items():
+        high = [100 * asked[1] if asked else float("nan") for asked in row]
+        above.step(epochs[: len(high)], high, where="post", label=name)
     if outline.overall:
         total = [100 * value for value in outline.overall]
         above.step(epochs, total, where="post", label="all weights", color="black", linestyle="--")
@@ -220,6 +224,7 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
     below.set_ylabel("learning rate" + (", relative" if outline.is_relative else ""))
     below.set_ylim(bottom=0)
     below.set_xlabel("epoch")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(Path(outline.source).name)
     known = sorted(figure.canvas.get_supported_filetypes())
     if Path(path).suffix.lstrip(".").lower() not in known:
