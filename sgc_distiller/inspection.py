@@ -119,8 +119,9 @@ def _outline(
     model: nn.Module | None,
     rate: float | None,
     checked: str,
+    epochs: int | None = None,
 ) -> Outline:
-    epochs = schedule.epochs
+    epochs = schedule.epochs if epochs is None else epochs
     pruning = schedule.pruners(model)
     rating = [policy for policy in schedule.policies if policy.section == "lr_schedulers"]
     rest = [policy for policy in schedule.policies if policy.section != "lr_schedulers"]
@@ -131,19 +132,19 @@ def _outline(
         checked=checked,
         epochs=epochs,
         groups=planned_targets(pruning, epochs),
-        overall=_overall(schedule, model) if model is not None else [],
+        overall=_overall(schedule, model, epochs) if model is not None else [],
         rates=planned_rates(rating, epochs, 1.0 if rate is None else rate),
         is_relative=rate is None,
         active=[[p.instance.name for p in [*rest, *rating] if epoch in p.active] for epoch in range(epochs)],
-        discriminator=_outline(own, networks, judge, rate, checked) if own else None,
+        discriminator=_outline(own, networks, judge, rate, checked, epochs) if own else None,
         networks=networks,
     )
 
 
-def _overall(schedule: Schedule, model: nn.Module) -> list[float]:
+def _overall(schedule: Schedule, model: nn.Module, epochs: int) -> list[float]:
     wanted = prunable_names(model)
     sizes = {name: param.numel() for name, param in model.named_parameters() if name in wanted}
-    plan = schedule.sparsity_plan(model)
+    plan = schedule.sparsity_plan(model, epochs)
     return [
         sum(row.get(name, 0.0) * size for name, size in sizes.items()) / sum(sizes.values()) for row in plan
     ]
@@ -211,7 +212,7 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
         rows |= {f"discriminator: {name}": row for name, row in outline.discriminator.groups.items()}
     for name, row in rows.items():
         high = [100 * asked[1] if asked else float("nan") for asked in row]
-        above.step(epochs[: len(high)], high, where="post", label=name)
+        above.step(epochs, high, where="post", label=name)
     if outline.overall:
         total = [100 * value for value in outline.overall]
         above.step(epochs, total, where="post", label="all weights", color="black", linestyle="--")

@@ -81,7 +81,7 @@ def test_a_task_tells_the_rate_and_the_share_of_all_weights(file: Path):
     assert outline.overall[3] == pytest.approx(pruned / sum(sizes.values()))
     judge = outline.discriminator
     assert judge is not None
-    assert judge.groups == {"judge": [(0.0, 0.0)] * 3 + [(0.5, 0.5)]}
+    assert judge.groups == {"judge": [(0.0, 0.0)] * 3 + [(0.5, 0.5)] * 3}
 
 
 def test_a_rate_that_follows_a_metric_is_not_foretold(file: Path):
