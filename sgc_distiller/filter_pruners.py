@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import checks
-from sgc_distiller.errors import UserError
 from sgc_distiller.masks import drop_smallest
+from sgc_distiller.names import layer_axes
 from sgc_distiller.pruners import ConstantRate, GradualRate, Rate
 from sgc_distiller.structure_pruners import StructurePruner, checked_kind
+from sgc_distiller.structures import find_grouping
 
 __all__ = [
     "ActivationAPoZRankedFilterPruner",
@@ -226,6 +227,7 @@ class _Activation(FilterPruner):
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         super()._find(model, spared)
         modules: dict[str, nn.Module] = {}
+        axes, params = layer_axes(model), dict(model.named_parameters())
         for name in self.weights:
             path = name.replace(".conv", ".relu").removesuffix(".weight")
             try:
@@ -236,7 +238,19 @@ class _Activation(FilterPruner):
                     "model has none.",
                     "weights",
                 ) from None
+            if path == name.removesuffix(".weight") and name in axes:
+                outputs = find_grouping("Filters", params[name].shape, axes[name]).count
+                self._check_count(name, outputs, self.grouping(name, params[name]).count)
         self._modules = modules
+
+    def _check_count(self, param_name: str, channels: int, filters: int) -> None:
+        if channels != filters:
+            raise checks.ArgumentError(
+                "Expected as many filters as there are channels of activations, got "
+                f"{param_name!r} with {filters} and {channels}. Take it off the list; of transposed "
+                "convolutions Filters are the outputs in schedules with 'gan' only.",
+                "weights",
+            )
 
     def watch(self) -> None:
         """Measure the activations of all forward passes from now on."""
@@ -255,12 +269,7 @@ class _Activation(FilterPruner):
         scores = self._scores(param_name)
         if scores is None:
             return None
-        filters = self.grouping(param_name, param).count
-        if len(scores) != filters:
-            raise UserError(
-                f"Expected activations of {filters} channels, as many as {param_name!r} has filters, got "
-                f"{len(scores)}. Take that weight off the list of {self.name!r}."
-            )
+        self._check_count(param_name, len(scores), self.grouping(param_name, param).count)
         return (~drop_smallest(-scores.to(param.device), count)).to(param.dtype)
 
     def _scores(self, param_name: str) -> Tensor | None:

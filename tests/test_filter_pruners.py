@@ -341,9 +341,17 @@ class TestActivation:
     def test_activations_of_another_number_of_channels_are_refused(self):
         model = Activated()
         model.block.relu1.mean_channels = Statistic(1, 2, 3)
-        message = f"Expected activations of 6 channels, as many as '{NAME}' has filters, got 3. Take that weight off the list of 'p'"
+        message = f"weights: Expected as many filters as there are channels of activations, got '{NAME}' with 6 and 3"
         with pytest.raises(UserError, match=message):
             self.pruning(ActivationMeanRankedFilterPruner, model).set()
+
+    def test_inputs_of_a_transposed_convolution_have_no_activations(self):
+        pruner = ActivationMeanRankedFilterPruner("p", "Filters", 0.5, ["up.weight"])
+        with pytest.raises(
+            UserError, match="got 'up.weight' with 4 and 10. Take it off the list; of transposed"
+        ):
+            pruner.bind(Layers())
+        pruner.bind(Layers(), (), "module")
 
 
 class TestAll:

@@ -33,7 +33,7 @@ ONLY: dict[str, set[str]] = {
     "element_pruners": {"checks", "masks", "names", "pruners", "structures"},
     "structure_pruners": {"checks", "masks", "pruners", "structures"},
     "ranked_pruners": {"checks", "masks", "pruners", "structure_pruners", "structures"},
-    "filter_pruners": {"checks", "masks", "pruners", "structure_pruners"},
+    "filter_pruners": {"checks", "masks", "names", "pruners", "structure_pruners", "structures"},
     "policies": {"lr_schedulers", "masks"},
     "pruning_policy": {"checks", "element_pruners", "epochs", "masks", "neighbours", "policies", "pruners"},
     "regularization_policy": {"checks", "epochs", "masks", "policies", "pruners", "regularizers"},
