@@ -245,11 +245,22 @@ def checked_values(
 
 
 def find_values(
-    model: nn.Module, values: Mapping[str, Any], argument: str, spared: Collection[str] = ()
+    model: nn.Module,
+    values: Mapping[str, Any],
+    argument: str,
+    spared: Collection[str] = (),
+    has_rest: bool = True,
 ) -> dict[str, Any]:
     """Return ``values`` by the parameters' own names.
 
-    A parameter named in full keeps its own value, whatever patterns fit it; ``'*'`` stays as it is.
+    A parameter named in full keeps its own value, whatever patterns fit it.
+
+    Args:
+        model: The model.
+        values: Values by name or pattern.
+        argument: Name of the argument, such as ``levels``.
+        spared: Parameters that no pattern matches.
+        has_rest: Whether ``'*'`` means every other parameter and stays as it is, or is a pattern.
 
     Raises:
         UserError: If an entry fits no parameter, or two entries give one parameter different values.
@@ -257,7 +268,7 @@ def find_values(
     found: dict[str, tuple[str, Any]] = {}
     patterns: dict[str, tuple[str, Any]] = {}
     for asked, value in values.items():
-        if asked == "*":
+        if asked == "*" and has_rest:
             found["*"] = (asked, value)
             continue
         names = find_names(model, asked, spared)

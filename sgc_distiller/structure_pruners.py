@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sgc_distiller import checks
 from sgc_distiller.errors import UserError
+from sgc_distiller.names import find_names
 from sgc_distiller.pruners import (
     ListedPruner,
     Maskers,
@@ -197,13 +198,17 @@ class StructureParameterPruner(Pruner):
         self._found = dict(self._asked)
 
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
-        self._found = find_values(model, self._asked, "reg_regims", spared)
-        params = dict(model.named_parameters())
-        for name, (_, kind) in self._found.items():
-            try:
-                find_grouping(kind, params[name].shape, self.axes_of(name), among=THRESHOLD_GROUPS)
-            except UserError as error:
-                raise checks.ArgumentError(f"{name}: {error}", "reg_regims") from error
+        self._found = find_values(model, self._asked, "reg_regims", spared, has_rest=False)
+        for asked, value in self._asked.items():
+            for name in find_names(model, asked, spared):
+                if self._found[name] == value:
+                    self._check(asked, name, model.get_parameter(name), value[1])
+
+    def _check(self, asked: str, param_name: str, param: Tensor, kind: str) -> None:
+        try:
+            find_grouping(kind, param.shape, self.axes_of(param_name), among=THRESHOLD_GROUPS)
+        except UserError as error:
+            raise checks.ArgumentError(f"{param_name}: {error}", "reg_regims", asked) from error
 
     def structures(self) -> dict[str, str]:
         """Return the group type by the name of each weight that is pruned by structures."""

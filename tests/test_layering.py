@@ -31,7 +31,7 @@ ONLY: dict[str, set[str]] = {
     "neighbours": set(),
     "pruners": {"checks", "epochs", "masks", "names", "structures"},
     "element_pruners": {"checks", "masks", "names", "pruners", "structures"},
-    "structure_pruners": {"checks", "masks", "pruners", "structures"},
+    "structure_pruners": {"checks", "masks", "names", "pruners", "structures"},
     "ranked_pruners": {"checks", "masks", "pruners", "structure_pruners", "structures"},
     "filter_pruners": {"checks", "masks", "names", "pruners", "structure_pruners", "structures"},
     "policies": {"lr_schedulers", "masks"},

@@ -173,6 +173,12 @@ class TestStructureParameterPruner:
             assert kept(masks["conv.weight"], 0) == [3, 4, 5]
             assert len(masks) == 2
 
+    def test_a_star_is_a_pattern(self):
+        model = nn.ModuleDict({"a": nn.Conv2d(2, 3, 1), "b": nn.Conv2d(3, 2, 1), "norm": nn.BatchNorm2d(2)})
+        pruner = StructureParameterPruner("p", {"*": [9, "3D"], "b.weight": [0, "2D"]}, "Max")
+        masks = Pruning(pruner, model).set()
+        assert {name: mask.mean() for name, mask in masks.items()} == {"a.weight": 0, "b.weight": 1}
+
     @pytest.mark.parametrize(("convention", "dim"), [("stored", 0), ("module", 1)])
     def test_axes(self, convention: Any, dim: int):
         model = Layers()
@@ -205,8 +211,9 @@ class TestStructureParameterPruner:
     @pytest.mark.parametrize(
         ("asked", "message"),
         [
-            ({"fc.weight": [0.1, "3D"]}, r"reg_regims: fc.weight: Expected the weight of a convolution .* Group types that fit it: Channels, Rows, Cols\.$"),
-            ({"conv.weight": [0.1, "Rows"]}, r"reg_regims: conv.weight: Expected a weight with two dimensions .* fit it: Kernels, Filters, Channels\.$"),
+            ({"fc.weight": [0.1, "3D"]}, r"reg_regims.fc.weight: fc.weight: Expected the weight of a convolution .* Group types that fit it: Channels, Rows, Cols\.$"),
+            ({"conv.weight": [0.1, "Rows"]}, r"reg_regims.conv.weight: conv.weight: Expected a weight with two dimensions .* fit it: Kernels, Filters, Channels\.$"),
+            ({"*": [0.1, "Rows"]}, r"reg_regims.\*: conv.weight: Expected a weight with two dimensions"),
             ({"conf.weight": [0.1, "Rows"]}, "the name of a parameter of the model, got 'conf.weight'. Did you mean 'conv.weight'"),
             ({"c*": [0.1, "3D"], "conv.*": [0.2, "3D"]}, "reg_regims.conv.*: Expected one value for 'conv.weight'"),
         ],
