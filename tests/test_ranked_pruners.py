@@ -281,9 +281,9 @@ class TestGlobal:
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.99])
     def test_one_ranking_over_all_layers(self, kind: Any, order: int, group_type: str, share: float):
         model = Layers()
-        with torch.no_grad():
-            model.fc.weight *= 3.0
-            model.up.weight *= 0.3
+        with torch.no_grad():  # all layers come into it
+            for name in self.WEIGHTS:
+                model.get_parameter(name).normal_()
         pruning = Pruning(kind("p", group_type, share, self.WEIGHTS, scope="global"), model, "module")
         masks = pruning.set()
         arrays = {name: self.rows(name, numbers(model, name), group_type) for name in self.WEIGHTS}
@@ -341,6 +341,8 @@ class TestGlobal:
         pruning.masks["conv.weight"].mask = torch.ones(6, 8, 3, 3)
         pruning.masks["conv.weight"].mask[0] = 0
         assert kept(pruning.set()["conv.weight"], 0) == [1]
+        pruning.masks["conv.weight"].mask = torch.zeros(6, 8, 3, 3)
+        assert kept(pruning.set()["conv.weight"], 0) == []
 
     @pytest.mark.parametrize("others", [{"group_dependency": "Leader"}, {"noise": 0.1}, {"group_size": 2}])
     def test_with_what_it_does_not_go(self, others: dict[str, Any]):

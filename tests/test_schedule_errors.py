@@ -289,3 +289,40 @@ def test_rounding_is_not_ignored(what: str, path: Path):
     path.write_text(path.read_text().replace("desired_sparsity: 0.5", "desired_sparsity: 0.3"))
     run = Run(path)
     assert run.filters() == [run.ranked(3)] * 4  # 2.4 rounded up
+
+
+def entry(section: str, name: str, epochs: list[int]) -> dict[str, Any]:
+    return {section: {"instance_name": name}, "epochs": epochs}
+
+
+class TestNothingIsLeftOfWhatIsRefused:
+    def test_of_rates_that_were_made_before_one_that_fails(self):
+        model = network("")
+        optimizer = torch.optim.Adagrad(model.parameters())  # has no momentum, which the second one changes
+        before = [dict(group) for group in optimizer.param_groups], set(vars(optimizer))
+        schedule = {
+            "lr_schedulers": {
+                "first": {"class": "LinearLR", "start_factor": 0.5},
+                "second": {"class": "CyclicLR", "base_lr": 0.02, "max_lr": 0.1},
+            },
+            "policies": [entry("lr_scheduler", name, [0]) for name in ("first", "second")],
+        }
+        with pytest.raises(ScheduleError, match="lr_schedulers.second: optimizer must support momentum"):
+            Schedule.from_dict(schedule).build(model, optimizer)
+        assert ([dict(group) for group in optimizer.param_groups], set(vars(optimizer))) == before
+
+    def test_of_policies_that_were_added_before_one_that_fails(self):
+        levels = {"class": "SparsityLevelParameterPruner", "levels": {"fc1.weight": 0.5}}
+        pruning = {"pruners": {"p": levels}, "policies": [entry("pruner", "p", [0])]}
+        rate = {"lr_schedulers": {"l": {"class": "StepLR", "step_size": 1}}}
+        other = {**pruning, **rate, "policies": [*pruning["policies"], entry("lr_scheduler", "l", [0])]}
+        twice = {**pruning, "policies": [entry("pruner", "p", [0]), entry("pruner", "p", [1])]}
+        model = network("")
+        saved = Schedule.from_dict(twice).build(model).state_dict()
+        scheduler = CompressionScheduler(model)
+        scheduler.load_state_dict(saved)  # two pruning policies are to come
+        with pytest.raises(ScheduleError, match="policy number 2 is a PruningPolicy, got a LRPolicy"):
+            Schedule.from_dict(other).build(model, sgd(model), scheduler)
+        assert (scheduler.policies, scheduler.sched_metadata) == ({}, {})
+        Schedule.from_dict(twice).build(model, None, scheduler)
+        assert [len(scheduler.policies[epoch]) for epoch in (0, 1)] == [1, 1]

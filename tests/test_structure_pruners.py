@@ -135,6 +135,12 @@ class TestLeader:
         fill(second.model, "b", [1.0, 2.0, 3.0, 4.0], 0)
         assert kept(second.set(1)["a"], 0) == [0, 1]
 
+    def test_what_is_pruned_of_it_goes_before_other_zeros(self):
+        pruning = Pruning(L1("p", "Filters", 0.25, self.WEIGHTS, "Leader"), self.model())
+        fill(pruning.model, "b", [0.0, 1.0, 2.0, 0.0], 0)
+        pruning.masks["b"].mask = torch.tensor([1.0, 1, 1, 0]).reshape(4, 1, 1, 1).expand(4, 2, 1, 1)
+        assert kept(pruning.set()["a"], 0) == [0, 1, 2]
+
     def test_in_a_wrapped_model(self):
         model = nn.DataParallel(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)))
         masks = Pruning(L1("p", "Filters", 0.5, ["1.weight", "0.weight"], "Leader"), model).set()
