@@ -67,14 +67,14 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         self._filters_seen: dict[str, Tensor | None] = {}
         self._own: dict[str, Tensor | None] = {}
         self._cleared: dict[str, Tensor | None] = {}
-        self._is_resumed = False
+        self._maskers: Mapping[str, Any] = {}
+        self._saved: Mapping[str, Sequence[str]] = {}
         self._parameters: dict[str, nn.Parameter] = {}  # of the epoch
 
     def on_epoch_begin(
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
     ) -> None:
         """Complete the epoch's masks."""
-        self._is_resumed = False
         self._parameters = dict(model.named_parameters())
         self._complete(zeros_mask_dict)
 
@@ -91,10 +91,10 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         """Complete masks that were computed in the middle of an epoch, apply them, and clear moments."""
         parameters = self._parameters or dict(model.named_parameters())
         for name in self._complete(zeros_mask_dict):
+            zeros_mask_dict[name].revert_weights(parameters[name])  # masked by the mask before, else
             zeros_mask_dict[name].apply_mask(parameters[name])
         if self.clear_moments and optimizer is not None:
             self._clear(parameters, zeros_mask_dict, optimizer)
-        self._is_resumed = False
 
     def on_epoch_end(
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
@@ -105,17 +105,30 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             if not zeros_mask_dict[name].mask_on_forward_only:
                 zeros_mask_dict[name].mask_tensor(parameters[name])
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Know that a run goes on: in the middle of an epoch, its moments were cleared before."""
-        self._is_resumed = True
-
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells a run that goes on from a new one."""
-        return {"is_resumed": True}
+        """Return for which parameters the masks of this moment are known: completed, made here, cleared."""
+        known = {"filters": self._filters_seen, "own": self._own, "cleared": self._cleared}
+        return {
+            kind: [name for name, mask in masks.items() if mask is self._maskers[name].mask]
+            for kind, masks in known.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; `recognise_masks` looks up which masks these are."""
+        self._saved = dict(state)
+
+    def recognise_masks(self, zeros_mask_dict: Mapping[str, Any]) -> None:
+        """Know the masks that were known when the state was saved, now that they are loaded."""
+        kinds = (("filters", self._filters_seen), ("own", self._own), ("cleared", self._cleared))
+        for kind, masks in kinds:
+            masks.clear()
+            masks.update({name: zeros_mask_dict[name].mask for name in self._saved.get(kind, ())})
+        self._maskers = zeros_mask_dict
 
     def _complete(self, maskers: Mapping[str, Any]) -> list[str]:
         """Set the masks of what belongs to filters whose masks have changed; return their names."""
         changed = []
+        self._maskers = maskers
         for weight, companions in self._companions.items():
             mask = maskers[weight].mask
             is_new = mask is not self._filters_seen.get(weight)
@@ -147,8 +160,6 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             if mask is self._cleared.get(name) or maskers[name].mask_on_forward_only:
                 continue
             self._cleared[name] = mask
-            if self._is_resumed:
-                continue
             for value in optimizer.state.get(parameter, {}).values():
                 if mask is not None and isinstance(value, Tensor) and value.shape == parameter.shape:
                     with torch.no_grad():

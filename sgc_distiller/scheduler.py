@@ -117,7 +117,7 @@ class CompressionScheduler:
         entry = Entry(policy, frozenset(active), meta)
         if self._waiting:
             check_policies([entry], self._waiting, len(self._entries) + 1)
-            entry.load_state_dict(self._waiting.pop(0))
+            entry.load_state_dict(self._waiting.pop(0), self.zeros_mask_dict)
         self._entries.append(entry)
         for epoch in active:
             self.policies.setdefault(epoch, []).append(policy)
@@ -288,7 +288,7 @@ class CompressionScheduler:
         check_policies(self._entries, saved)
         load_masks_state(self.model, self.zeros_mask_dict, state)
         for entry, policy_state in zip(self._entries, saved, strict=False):
-            entry.load_state_dict(policy_state)
+            entry.load_state_dict(policy_state, self.zeros_mask_dict)
         self._waiting = saved[len(self._entries) :]
 
     def _active(self, epoch: int) -> Iterator[Entry]:

@@ -36,10 +36,12 @@ class Entry:
             "state": self.policy.state_dict() if hasattr(self.policy, "state_dict") else {},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], maskers: MaskSet) -> None:
+        """Take over what `state_dict` returned; the maskers hold the saved masks already."""
         if state["state"] and hasattr(self.policy, "load_state_dict"):
             self.policy.load_state_dict(state["state"])
+        if hasattr(self.policy, "recognise_masks"):
+            self.policy.recognise_masks(maskers)
 
 
 def check_policies(entries: Sequence[Entry], saved: Sequence[Mapping[str, Any]], first: int = 1) -> None:

@@ -222,6 +222,53 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(middle: bool):
         assert torch.equal(left["exp_avg"], right["exp_avg"])
 
 
+def test_a_resumed_run_clears_no_moments_that_were_cleared_before():
+    """One mask is of epoch 0, one is computed in each epoch: only the latter's moments are cleared again."""
+
+    def fresh() -> tuple[Any, Any, Any]:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        given = schedule("Kernels", gan={}, weights=["0.weight"])
+        agp = {"class": "AutomatedGradualPruner", "initial_sparsity": 0.1, "final_sparsity": 0.6}
+        given["pruners"]["a"] = {**agp, "weights": ["3.weight"]}
+        given["policies"] = [
+            {"pruner": {"instance_name": "p"}, "epochs": [0]},
+            {"pruner": {"instance_name": "a"}, "starting_epoch": 0, "ending_epoch": 4, "frequency": 1},
+        ]
+        return model, optimizer, dict_config(model, optimizer, given)
+
+    model, optimizer, scheduler = fresh()
+    run(scheduler, optimizer, range(2))
+    states = copy.deepcopy((model.state_dict(), optimizer.state_dict(), scheduler.state_dict()))
+    others = fresh()
+    for target, state in zip(others, states, strict=True):
+        target.load_state_dict(state)
+    run(scheduler, optimizer, range(2, 4))
+    run(others[2], others[1], range(2, 4))
+    assert (model[0].weight == 0).any()
+    for left, right in zip(optimizer.state.values(), others[1].state.values(), strict=True):
+        assert torch.equal(left["exp_avg_sq"], right["exp_avg_sq"])
+    moments = optimizer.state[model[0].weight]["exp_avg_sq"]
+    assert (moments[model[0].weight == 0] != 0).any()  # gradients of pruned weights go on being seen
+
+
+def test_filters_that_come_back_after_a_resume_bring_theirs_back():
+    model = network()
+    policy = DependentMasksPolicy(model, filters=["0.weight"])
+    scheduler = CompressionScheduler(model)
+    scheduler.add_policy(policy, epochs=[0, 1])
+    weight_mask = torch.ones_like(model[0].weight)
+    weight_mask[3:5] = 0
+    scheduler.zeros_mask_dict["0.weight"].mask = weight_mask
+    scheduler.on_epoch_begin(0)
+    other = CompressionScheduler(model)
+    other.add_policy(DependentMasksPolicy(model, filters=["0.weight"]), epochs=[0, 1])
+    other.load_state_dict(scheduler.state_dict())
+    other.zeros_mask_dict["0.weight"].mask = torch.ones_like(model[0].weight)
+    other.on_epoch_begin(1)
+    assert other.zeros_mask_dict["0.bias"].mask.tolist() == [1] * 8
+
+
 def test_a_weight_without_filters_is_refused():
     with pytest.raises(
         UserError, match="filters: Expected weights of convolutions or linear layers, got '1.weight'"
