@@ -108,6 +108,10 @@ class _GradualFilterPruner(FilterPruner):
 class _Random(FilterPruner):
     """Picks filters at random, others each time masks are set."""
 
+    def brings_back(self) -> bool:
+        """Return True: other filters are drawn each time."""
+        return True
+
     def _pick_count(self, param: Tensor, param_name: str, count: int) -> Tensor:
         kept = self.streams.numpy.permutation(self.grouping(param_name, param).count)[:-count]
         factors = torch.zeros(self.grouping(param_name, param).count, dtype=param.dtype)
@@ -125,6 +129,10 @@ class RandomRankedFilterPruner_AGP(_Random, _GradualFilterPruner):
 
 class _Bernoulli(FilterPruner):
     """Drops each filter with a probability, and makes the others larger to make up for it."""
+
+    def brings_back(self) -> bool:
+        """Return True: other filters are drawn each time."""
+        return True
 
     scales_weights = True
 
@@ -149,6 +157,10 @@ class BernoulliFilterPruner_AGP(_Bernoulli, _GradualFilterPruner):
 
 class _Gradient(FilterPruner):
     """Keeps the filters with the largest sum of weight times gradient."""
+
+    def brings_back(self) -> bool:
+        """Return True: a pruned filter scores 0, which need not be the smallest score."""
+        return True
 
     _saved: Mapping[str, Tensor] = {}  # noqa: RUF012 - replaced, never changed
 
@@ -319,11 +331,19 @@ class ActivationMeanRankedFilterPruner(_Activation, _ConstantFilterPruner):
 
     _statistic = "mean_channels"
 
+    def brings_back(self) -> bool:
+        """Return True: the mean activation of a pruned filter need not be the largest."""
+        return True
+
 
 class ActivationMeanRankedFilterPruner_AGP(_Activation, _GradualFilterPruner):
     """Prunes filters by mean activation, gradually more; see `ActivationMeanRankedFilterPruner`."""
 
     _statistic = "mean_channels"
+
+    def brings_back(self) -> bool:
+        """Return True: the mean activation of a pruned filter need not be the largest."""
+        return True
 
 
 FILTER_PRUNERS: tuple[type[FilterPruner], ...] = (

@@ -175,6 +175,10 @@ class Pruner:
         """Return how the dimensions of a bound parameter are read."""
         return self._axes.get(param_name, "stored")
 
+    def brings_back(self) -> bool:
+        """Return whether what is pruned once may be picked to stay the next time masks are set."""
+        return False
+
     def structures(self) -> dict[str, str]:
         """Return the group type by the name of each weight that is pruned by structures."""
         return {}

@@ -87,6 +87,10 @@ class RankedPruner(StructurePruner):
                 "scope",
             )
 
+    def brings_back(self) -> bool:
+        """Return whether noise may let what is pruned rank before what is not."""
+        return self.noise > 0
+
     def _make_grouping(self, param_name: str, param: Tensor) -> Grouping:
         axes = self.axes_of(param_name)
         grouping = find_grouping(self.kind, param.shape, axes, self.block_shape, among=self.kinds)

@@ -114,6 +114,7 @@ class PolicyBuilder:
             pruning.check_gradients(self.model)
             pruning.bind(self.model, self.spared, self.convention)
             self._check_output(pruning.pruner)
+            self._check_return(policy, pruning)
         except UserError as error:
             path = error.path[:1] if isinstance(error, checks.ArgumentError) else ()
             is_option = path in (("fold_batchnorm",), ("mask_gradients",))
@@ -147,6 +148,25 @@ class PolicyBuilder:
                     "or name the weight in full and add 'prune_output: true' to the pruner.",
                     "weights",
                 )
+
+    def _check_return(self, policy: PolicySpec, pruning: PruningPolicy) -> None:
+        """Refuse filters that are to come back from where nothing comes back.
+
+        A pruned filter's weights, its bias and its norm's weight and bias are all 0, so none of them gets a
+        gradient again.
+        """
+        pruner = pruning.pruner
+        is_once = len(policy.active) == 1 and not pruning.mini_batch_pruning_frequency
+        is_soft = pruning.mask_on_forward_only and pruning.use_double_copies
+        if self.gan is None or self.convention == "stored" or is_once or is_soft:
+            return
+        if isinstance(pruner, Pruner) and pruner.brings_back() and "Filters" in pruner.structures().values():
+            raise checks.ArgumentError(
+                "Expected 'args: {mask_on_forward_only: true, use_double_copies: true}' in the policy of "
+                f"{policy.instance.name!r}, whose filters change from time to time: with lasting masks a "
+                "filter and its norm stay 0 for good, and in the end all do. Or set masks once "
+                "('epochs: [0]'), or write 'filter_axis: stored' under 'gan'."
+            )
 
     def _add_dependent_masks(self, built: list[BuiltPolicy]) -> None:
         """Put the policy that completes the masks behind those that prune, in all of their epochs."""

@@ -335,3 +335,64 @@ class TestOutputLayers:
     def test_single_elements_of_it_may_go(self):
         generator, _supervision = self.generator()
         Schedule.from_dict(schedule("Elements", {}, weights=["main.*.weight"])).build(generator)
+
+
+CHANGING: dict[str, dict[str, Any]] = {
+    "random": {"class": "RandomRankedFilterPruner"},
+    "bernoulli": {"class": "BernoulliFilterPruner"},
+    "gradient": {"class": "GradientRankedFilterPruner"},
+    "mean": {"class": "ActivationMeanRankedFilterPruner"},
+    "noise": {"class": "L1RankedStructureParameterPruner", "noise": 0.5},
+}
+
+
+class TestFiltersThatComeBack:
+    """Where other filters go each time, those that return need their norms."""
+
+    def given(self, kind: str, gan: dict[str, Any] | None, **args: Any) -> dict[str, Any]:
+        found = schedule(gan=gan, weights=["0.weight"])
+        found["pruners"]["p"] |= CHANGING[kind]
+        found["policies"][0] |= {"ending_epoch": 6, "pruner": {"instance_name": "p", "args": args}}
+        return found
+
+    @pytest.mark.parametrize("kind", CHANGING)
+    def test_lasting_masks_are_refused(self, kind: str):
+        with pytest.raises(
+            ScheduleError, match=r"pruners\.p.*mask_on_forward_only: true, use_double_copies: true"
+        ):
+            dict_config(network(), None, self.given(kind, {}))
+
+    @pytest.mark.parametrize("kind", CHANGING)
+    @pytest.mark.parametrize("gan", [None, {"filter_axis": "stored"}])
+    def test_stored_axes_are_distillers(self, kind: str, gan: dict[str, Any] | None):
+        dict_config(network(), None, self.given(kind, gan))
+
+    @pytest.mark.parametrize("kind", CHANGING)
+    def test_masks_that_are_set_once_may_last(self, kind: str):
+        given = self.given(kind, {})
+        given["policies"] = [{"pruner": {"instance_name": "p"}, "epochs": [0]}]
+        dict_config(network(), None, given)
+
+    @pytest.mark.parametrize("kind", ["random", "noise"])
+    @pytest.mark.parametrize("every", [0, 1])
+    def test_no_filter_is_lost_under_soft_masks(self, kind: str, every: int):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        soft = {
+            "mask_on_forward_only": True,
+            "use_double_copies": True,
+            "mini_batch_pruning_frequency": every,
+        }
+        scheduler = dict_config(model, optimizer, self.given(kind, {}, **soft))
+        seen: list[int] = []
+
+        def look(*_: Any) -> None:
+            gone = dropped_outputs(model[0].weight.detach(), 0)
+            seen.append(int(gone.sum()))
+            assert ((model[1].weight == 0) == gone).all()
+
+        model.register_forward_pre_hook(look)
+        run(scheduler, optimizer, range(6))
+        assert seen == [4] * 12
+        assert (model[0].weight != 0).all()
+        assert (model[1].weight != 0).all()

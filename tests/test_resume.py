@@ -90,11 +90,11 @@ gan:
           final_sparsity: 0.6
           weights: [main.2.weight]
       policies:
-        - pruner: {instance_name: any, args: {mask_on_forward_only: true, mini_batch_pruning_frequency: 1}}
+        - pruner: {instance_name: any, args: &soft {mask_on_forward_only: true, use_double_copies: true}}
           starting_epoch: 0
           ending_epoch: 3
           frequency: 1
-        - pruner: {instance_name: agp, args: {mask_on_forward_only: true}}
+        - pruner: {instance_name: agp, args: *soft}
           starting_epoch: 0
           ending_epoch: 3
           frequency: 1
