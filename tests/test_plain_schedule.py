@@ -212,6 +212,8 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
                 "weights": ["3.weight"],
             },
             {},
+            mask_on_forward_only=True,
+            use_double_copies=True,
         ),
         "got RandomRankedFilterPruner on the outputs of the transposed convolution '3.weight'",
     ),

@@ -162,6 +162,7 @@ EXTENSIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "StructureRemover": remover, "FilterRemover": remover, "ChannelRemover": remover,
 }  # fmt: skip
 GRAMMAR = {"pruners": PRUNERS, "regularizers": REGULARIZERS, "lr_schedulers": RATES, "extensions": EXTENSIONS}
+COMING_BACK = ("Random", "Bernoulli", "Gradient", "ActivationMean")  # their filters, in files with gan
 LOSSES = ("SelfSupervisedPolicy", "OutputDistillationPolicy")
 gan = st.fixed_dictionaries(
     {},
@@ -244,6 +245,11 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
         and "Leader" not in str(made)
     ):
         made["gan"] = draw(gan)
+        for policy in policies:
+            pruner = made.get("pruners", {}).get(policy.get("pruner", {}).get("instance_name"), {})
+            if pruner.get("noise") or pruner.get("class", "").startswith(COMING_BACK):
+                soft = {"mask_on_forward_only": True, "use_double_copies": True}
+                policy["pruner"]["args"] = {**policy["pruner"].get("args", {}), **soft}
     return made
 
 
