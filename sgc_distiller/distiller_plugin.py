@@ -10,7 +10,7 @@ from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.schedule_reader import CLASSES
 
-__all__ = ["ADAPTERS", "UNNAMED", "register"]
+__all__ = ["ADAPTERS", "adopt", "UNNAMED", "register"]
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +47,29 @@ def register(distiller: Any) -> list[str]:
     names = []
     for section, classes in CLASSES.items():
         for name, kind in {**classes, **UNNAMED.get(section, {})}.items():
-            known = getattr(distiller.config, name, None)
-            original = getattr(known, "__dict__", {}).get(_ORIGINAL)
-            if known is not None and original is None:
-                continue  # Distiller's own
-            if original is not kind:
-                adapt = ADAPTERS.get(section, _as_it_is)
-                setattr(distiller.config, name, _marked(name, adapt(kind, distiller), kind))
-            names.append(name)
+            if adopt(distiller, section, name, kind):
+                names.append(name)
     log.info("Distiller at %s knows %s.", getattr(distiller, "__file__", "?"), ", ".join(names))
     return names
+
+
+def adopt(distiller: Any, section: str, name: str, kind: type) -> bool:
+    """Put one class where Distiller's loader finds it, and return whether the name was free for it.
+
+    Args:
+        distiller: The imported module.
+        section: The section of a schedule that the class is for.
+        name: What schedules call it.
+        kind: The class.
+    """
+    known = getattr(distiller.config, name, None)
+    original = getattr(known, "__dict__", {}).get(_ORIGINAL)
+    if known is not None and original is None:
+        return False  # Distiller's own
+    if original is not kind:
+        adapt = ADAPTERS.get(section, _as_it_is)
+        setattr(distiller.config, name, _marked(name, adapt(kind, distiller), kind))
+    return True
 
 
 def _check(distiller: Any) -> None:

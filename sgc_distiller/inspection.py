@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from sgc_distiller import checkpoints
 from sgc_distiller.errors import UserError
 from sgc_distiller.names import prunable_names
+from sgc_distiller.plain_schedule import own_classes
 from sgc_distiller.schedule import Schedule, read_schedule
 from sgc_distiller.schedule_plan import planned_rates, planned_targets
 from sgc_distiller.supervision import Supervision
@@ -171,25 +172,30 @@ def write_plain(outline: Outline, path: str | Path) -> list[Path]:
         )
     target = Path(path)
     plain = {target: networks.schedule.plain(networks.generator)}
-    own = networks.schedule.discriminator
-    if own is not None:
-        plain[target.with_suffix(f".discriminator{target.suffix}")] = own.plain(networks.discriminator)
+    judge = networks.schedule.discriminator
+    if judge is not None:
+        plain[target.with_suffix(f".discriminator{target.suffix}")] = judge.plain(networks.discriminator)
     for file, content in plain.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(plain_text(content, Path(outline.source).name), encoding="utf-8")
+        own = sorted(
+            {**own_classes(networks.schedule.policies), **(own_classes(judge.policies) if judge else {})}
+        )
+        file.write_text(plain_text(content, Path(outline.source).name, own), encoding="utf-8")
     return list(plain)
 
 
-def plain_text(content: Mapping[str, Any], made_of: str) -> str:
+def plain_text(content: Mapping[str, Any], made_of: str, own: Sequence[str] = ()) -> str:
     """Return a plain schedule as the text of a file.
 
     Args:
         content: The schedule.
         made_of: Name of the schedule that it was made of.
+        own: Names of the user's own classes in it.
     """
     return (
         f"# {made_of} as Intel's Distiller reads it: names in full, stored axes. Before it is read, call\n"
         "# sgc_distiller.register(distiller), and build the Supervision that its policies need.\n"
+        f"{''.join(f'# Before it is read, set distiller.config.{name} = {name}.{chr(10)}' for name in own)}"
         f"{write(content)}"
     )
 

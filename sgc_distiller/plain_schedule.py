@@ -17,12 +17,13 @@ from sgc_distiller.names import spell_out
 from sgc_distiller.pruners import Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.ranked_pruners import RankedPruner
+from sgc_distiller.regularizers import GroupVarianceRegularizer
 from sgc_distiller.schedule_builder import BuiltPolicy, PolicyBuilder
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.structure_pruners import StructurePruner
 from sgc_distiller.structures import GROUP_TYPES
 
-__all__ = ["plain_schedule"]
+__all__ = ["own_classes", "plain_schedule"]
 
 Plain = dict[str, Any]
 
@@ -51,6 +52,21 @@ def plain_schedule(policies: Sequence[PolicySpec], builder: PolicyBuilder) -> Pl
     return _Writer(builder).write(policies)
 
 
+def own_classes(policies: Sequence[PolicySpec]) -> dict[str, tuple[str, type]]:
+    """Return the section and the class of each class of a user's own that policies name by its dotted path.
+
+    A plain schedule names them without the path, as Distiller does after ``distiller.config.NAME = NAME``.
+
+    Args:
+        policies: Entries of a schedule.
+    """
+    return {
+        policy.instance.kind.__name__: (policy.section, policy.instance.kind)
+        for policy in policies
+        if "." in policy.instance.node.value["class"]
+    }
+
+
 class _Writer:
     def __init__(self, builder: PolicyBuilder) -> None:
         self.builder = builder
@@ -66,10 +82,11 @@ class _Writer:
         for policy, made, epochs in built:
             if policy is None:
                 self._write_dependent(made, epochs, built)
-            elif isinstance(made, PruningPolicy) and isinstance(made.pruner, StructurePruner):
+                continue
+            self._check(policy, made)
+            if isinstance(made, PruningPolicy) and isinstance(made.pruner, StructurePruner):
                 self._write_structures(policy, made.pruner)
             else:
-                self._check(policy, made)
                 self._write(policy, self._arguments(policy.instance))
         for policy in policies:
             if policy.section == "lr_schedulers":
@@ -96,11 +113,11 @@ class _Writer:
 
     def _check(self, policy: PolicySpec, made: Any) -> None:
         spec = policy.instance
-        if not spec.kind.__name__ or "." in str(spec.node.value.get("class", "")):
+        if getattr(made, "fold_batchnorm", False):
             raise self._refuse(
                 spec,
-                f"the class {spec.node.value['class']!r} by its path",
-                f"Write {spec.kind.__name__!r}, and set distiller.config.{spec.kind.__name__} in your loop.",
+                "'fold_batchnorm'",
+                "Distiller's needs a tracer that fails with today's torch: leave it out.",
             )
         for group in self._groups(spec):
             if "+4D" in group or "4D+" in group or GROUP_TYPES.get(group) == "Vectors":
@@ -137,6 +154,14 @@ class _Writer:
                 name: [value[0], self._group(value[1], name)] if isinstance(value, Sequence) else value
                 for name, value in regims.items()
             }
+            if issubclass(spec.kind, GroupVarianceRegularizer):
+                for name, (_, group) in arguments["reg_regims"].items():
+                    if group != "Channels":
+                        raise self._refuse(
+                            spec,
+                            f"the variance of the inputs of the transposed convolution {name!r}",
+                            "Distiller knows that of dimension 1 only: take the weight off the list.",
+                        )
         return arguments
 
     def _group(self, group: str, name: str) -> str:

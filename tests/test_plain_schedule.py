@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from sgc_distiller.distiller_runtime import build_with_distiller
 from sgc_distiller.errors import ScheduleError
 from sgc_distiller.inspection import plain_text
+from sgc_distiller.plain_schedule import own_classes
+from sgc_distiller.policies import LossComponent, PolicyLoss
 from sgc_distiller.schedule import Schedule, dict_config
 
 EPOCHS, STEPS = 4, 2
@@ -191,6 +193,91 @@ def test_the_last_active_epoch_is_distillers_last():
     assert (policy["starting_epoch"], policy["ending_epoch"], policy["frequency"]) == (0, 5, 2)
 
 
+class Shrinking:
+    """A policy of a user's own: makes the loss smaller."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("on_") or name == "before_parameter_optimization":
+            return lambda *_, **__: None
+        raise AttributeError(name)
+
+    def before_backward_pass(
+        self, model: Any, epoch: int, step: int, steps: int, loss: Tensor, *_: Any, **__: Any
+    ):
+        return PolicyLoss(0.5 * loss, [LossComponent("shrunk", loss.detach())])
+
+
+OWN: dict[str, Any] = {
+    **made(AGP, {}),
+    "extensions": {"own": {"class": "tests.test_plain_schedule.Shrinking"}},
+}
+OWN["policies"] = [
+    *OWN["policies"],
+    {"extension": {"instance_name": "own"}, "starting_epoch": 0, "ending_epoch": 3, "frequency": 1},
+]
+
+
+def test_classes_by_their_path_go_by_their_name():
+    schedule = Schedule.from_dict(OWN)
+    plain = schedule.plain(network())
+    assert plain["extensions"]["own"] == {"class": "Shrinking"}
+    assert {name: section for name, (section, _) in own_classes(schedule.policies).items()} == {
+        "Shrinking": "extensions"
+    }
+    text = plain_text(plain, "given", ["Shrinking"])
+    assert "# Before it is read, set distiller.config.Shrinking = Shrinking.\n" in text
+    assert yaml.safe_load(text) == plain
+
+
+@pytest.mark.distiller
+@pytest.mark.filterwarnings("ignore")
+def test_classes_by_their_path_run_in_distiller():
+    def build(model: nn.Module, optimizer: Any) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return build_with_distiller(Schedule.from_dict(OWN), model, optimizer)[0]
+
+    expected = trained(OWN, lambda model, optimizer: dict_config(model, optimizer, OWN))
+    assert_close(OWN, trained(OWN, build), expected)
+    without = {key: value for key, value in OWN.items() if key != "extensions"} | made(AGP, {})
+    other = trained(without, lambda model, optimizer: dict_config(model, optimizer, without))
+    assert any(not torch.equal(left, right) for left, right in zip(other, expected, strict=True))
+
+
+@pytest.mark.distiller
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("BernoulliFilterPruner", "Distiller's fails with today's torch"),
+        ("ActivationAPoZRankedFilterPruner", "Distiller's needs statistics of a collector"),
+        ("GradientRankedFilterPruner", "Distiller's needs a GPU, and this machine has none"),
+    ],
+)
+def test_pruners_that_fail_in_distiller_are_refused(kind: str, reason: str):
+    if "GPU" in reason and torch.cuda.is_available():
+        pytest.skip("requires: a machine without GPU")
+    pruner = {"class": kind, "group_type": "Filters", "desired_sparsity": 0.5, "weights": ["0.weight"]}
+    model = network()
+    with pytest.raises(
+        ScheduleError, match=rf"pruners\.p: Expected a pruner that can run .* got {kind}: {reason}"
+    ):
+        build_with_distiller(
+            Schedule.from_dict(made(pruner, None)), model, torch.optim.SGD(model.parameters(), 0.1)
+        )
+
+
+def test_the_variance_of_swapped_inputs_is_refused():
+    given = copy.deepcopy(REGULARIZED)
+    given["regularizers"]["r"] = {
+        "class": "GroupVarianceRegularizer",
+        "reg_regims": {"3.weight": [0.01, "Channels"]},
+    }
+    with pytest.raises(
+        ScheduleError, match="got the variance of the inputs of the transposed convolution '3.weight'"
+    ):
+        Schedule.from_dict(given).plain(network())
+
+
 LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "kernels": (made(ranked("Kernels", ["0.weight"]), None), "got the group type Kernels"),
     "elements": (made(ranked("Elements", ["0.weight"]), None), "got the group type Elements"),
@@ -202,6 +289,7 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
         made(ranked("Channels", ["3.weight", "7.weight"], group_dependency="Leader"), {}),
         "Expected",
     ),
+    "folded": (made({**AGP, "weights": ["0.weight"]}, {}, fold_batchnorm=True), "got 'fold_batchnorm'"),
     "nothing": (made({**AGP, "initial_sparsity": 0.0}, None), "got a sparsity of 0 for the"),
     "random": (
         made(
