@@ -176,9 +176,9 @@ class Terminal(Console):
     def outline(self, outline: Outline, title: str = "") -> None:
         """Print what a schedule does in each epoch, as a table and as bars."""
         if not title:
-            self.note(f"{outline.source}: no mistakes; {outline.epochs} epochs")
+            self.note(f"{outline.source}: no mistakes; {outline.epochs} epoch{'s' * (outline.epochs != 1)}")
             self.note(f"checked against {outline.checked}")
-        table = Table(title=title or "Asked in each epoch", title_justify="left")
+        table = Table(title=title or "What each epoch asks for", title_justify="left")
         heads = [*outline.groups, *(["all weights"] if outline.overall else []), "learning rate"]
         for name in ("epoch", *heads, "active policies"):
             table.add_column(name, justify="left" if name == "active policies" else "right", overflow="fold")

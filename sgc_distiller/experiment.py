@@ -17,6 +17,7 @@ from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder
+from sgc_distiller.schedule_plan import decided_late
 from sgc_distiller.session import Session, resumable
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.supervision import Supervision
@@ -125,13 +126,13 @@ def plan(options: Options) -> Record:
         "schedule": yaml_source.write(resolved),
         "epochs": run.epochs,
         "steps_per_epoch": run.steps_per_epoch,
-        "settings": _beside_schedule(run, resolved, rates),
+        "settings": _beside_schedule(run, student, resolved, rates),
         "layers": [row for row in sparsity_table(student) if row["name"] in set(prunable_names(student))],
         "asked": session.plan,
     }
 
 
-def _beside_schedule(run: Run, resolved: Record, rates: list[float]) -> Record:
+def _beside_schedule(run: Run, student: nn.Module, resolved: Record, rates: list[float]) -> Record:
     """Return the settings of a run that its resolved schedule does not hold, by names for a person."""
     options = run.options
     settings: Record = {
@@ -147,6 +148,10 @@ def _beside_schedule(run: Run, resolved: Record, rates: list[float]) -> Record:
     if "gan" not in resolved:
         settings["generator updates in an epoch"] = run.steps_per_epoch
         settings["learning rates of generator and discriminator"] = " and ".join(map(str, rates))
+    assert run.schedule is not None
+    late = decided_late(run.schedule.pruners(student))
+    if late:
+        settings["decided by the weights, so not shown for each layer"] = ", ".join(late)
     if options.distill_weight is not None:
         settings["distillation"] = (
             f"added by --kd-distill-wt {options.distill_weight:g} --kd-student-wt {options.student_weight:g}"

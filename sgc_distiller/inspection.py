@@ -17,7 +17,7 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.names import prunable_names
 from sgc_distiller.plain_schedule import own_classes
 from sgc_distiller.schedule import Schedule, read_schedule
-from sgc_distiller.schedule_plan import planned_rates, planned_targets
+from sgc_distiller.schedule_plan import decided_late, planned_rates, planned_targets
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks import build_task
 from sgc_distiller.yaml_source import write
@@ -126,6 +126,7 @@ def _outline(
     pruning = schedule.pruners(model)
     rating = [policy for policy in schedule.policies if policy.section == "lr_schedulers"]
     rest = [policy for policy in schedule.policies if policy.section != "lr_schedulers"]
+    is_late = bool(decided_late(pruning, overall=True))
     own = schedule.discriminator
     judge = networks.discriminator if networks else None
     return Outline(
@@ -133,7 +134,7 @@ def _outline(
         checked=checked,
         epochs=epochs,
         groups=planned_targets(pruning, epochs),
-        overall=_overall(schedule, model, epochs) if model is not None else [],
+        overall=[] if model is None or is_late else _overall(schedule, model, epochs),
         rates=planned_rates(rating, epochs, 1.0 if rate is None else rate),
         is_relative=rate is None,
         active=[[p.instance.name for p in [*rest, *rating] if epoch in p.active] for epoch in range(epochs)],
@@ -201,7 +202,7 @@ def plain_text(content: Mapping[str, Any], made_of: str, own: Sequence[str] = ()
 
 
 def plot_outline(outline: Outline, path: str | Path) -> None:
-    """Draw sparsity and learning rate over the epochs.
+    """Draw sparsity, learning rate and active policies over the epochs.
 
     Args:
         outline: What is drawn.
@@ -210,28 +211,36 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
     Raises:
         UserError: If the format is unknown.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    epochs = range(outline.epochs)
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below, bars = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+    epochs = range(outline.epochs + 1)  # the last epoch is as wide as the others
     rows = dict(outline.groups)
     if outline.discriminator is not None:
         rows |= {f"discriminator: {name}": row for name, row in outline.discriminator.groups.items()}
     for name, row in rows.items():
         high = [100 * asked[1] if asked else float("nan") for asked in row]
-        above.step(epochs, high, where="post", label=name)
+        above.step(epochs, [*high, *high[-1:]], where="post", label=name)
     if outline.overall:
         total = [100 * value for value in outline.overall]
-        above.step(epochs, total, where="post", label="all weights", color="black", linestyle="--")
+        all_of_it = [*total, *total[-1:]]
+        above.step(epochs, all_of_it, where="post", label="all weights", color="black", linestyle="--")
     above.set_ylabel("sparsity asked, %")
     above.set_ylim(-2, 102)
     if above.get_legend_handles_labels()[0]:
         above.legend(loc="upper left", frameon=False)
     rates = [float("nan") if rate is None else rate for rate in outline.rates]
-    below.step(epochs, rates, where="post", color="black")
-    below.set_ylabel("learning rate" + (", relative" if outline.is_relative else ""))
+    below.step(epochs, [*rates, *rates[-1:]], where="post", color="black")
+    below.set_ylabel("rate" + (" (relative)" if outline.is_relative else ""))
     below.set_ylim(bottom=0)
-    below.set_xlabel("epoch")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    names = list(dict.fromkeys(name for row in outline.active for name in row))
+    for place, name in enumerate(names):
+        spans = [(epoch, 1) for epoch, row in enumerate(outline.active) if name in row]
+        bars.broken_barh(spans, (place - 0.35, 0.7), color="0.6")
+    bars.set_yticks(range(len(names)), names)
+    bars.set_ylabel("active")
+    bars.set_xlim(0, max(1, outline.epochs))
+    bars.set_xlabel("epoch")
+    bars.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(Path(outline.source).name)
     known = sorted(figure.canvas.get_supported_filetypes())
     if Path(path).suffix.lstrip(".").lower() not in known:

@@ -199,6 +199,9 @@ def rehearse(kind: type, arguments: Mapping[str, Any], epochs: Iterable[int]) ->
     for name, value in arguments.items():
         if isinstance(value, str) and not isinstance(parameters[name].default, str):
             raise checks.ArgumentError(f"Expected a number, got the text {value!r}.", name)
+    for name, value in arguments.items():
+        if name in _COUNTS:
+            checks.integer(value, name, low=_COUNTS[name])
     optimizer = stand_in_optimizer([arguments])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -215,6 +218,9 @@ def rehearse(kind: type, arguments: Mapping[str, Any], epochs: Iterable[int]) ->
                 f"Expected arguments that {kind.__name__} can use, but it says: {error}"
             ) from error
 
+
+_COUNTS = {"step_size": 1, "T_max": 1, "T_0": 1, "T_mult": 1, "total_iters": 1, "patience": 0, "cooldown": 0}
+"""Arguments of torch's schedules that count epochs, with the smallest that means something."""
 
 _EPOCH_LISTS = frozenset({"milestones", "gammas"})
 

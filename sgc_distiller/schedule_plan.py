@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from sgc_distiller.lr_schedulers import make_lr_scheduler, stand_in_optimizer, step_to
 from sgc_distiller.schedule_reader import PolicySpec
 
-__all__ = ["planned_rates", "planned_targets", "sparsity_plan"]
+__all__ = ["decided_late", "planned_rates", "planned_targets", "sparsity_plan"]
 
 
 def sparsity_plan(
@@ -93,7 +93,25 @@ def planned_targets(
     return found
 
 
+def decided_late(entries: Sequence[tuple[PolicySpec, Any]], overall: bool = False) -> list[str]:
+    """Return the names of pruners of which only the run tells how much of each weight goes.
+
+    Args:
+        entries: Entries about pruners, each with its pruner.
+        overall: Whether to ask for all weights together, of which a global budget is known in advance.
+    """
+    return [
+        policy.instance.name
+        for policy, pruner in entries
+        if not hasattr(pruner, "target")
+        or hasattr(pruner, "sparsity_range")
+        or (getattr(pruner, "is_global", False) and not overall)
+    ]
+
+
 def _asked(pruner: Any, meta: Mapping[str, Any]) -> tuple[float, float] | None:
+    if hasattr(pruner, "sparsity_range"):  # drawn whenever masks are set
+        return tuple(pruner.sparsity_range)
     names = list(getattr(pruner, "weights", None) or getattr(pruner, "levels", None) or [])
     if not hasattr(pruner, "target") or not names:
         return None

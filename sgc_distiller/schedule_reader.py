@@ -184,7 +184,7 @@ def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]
         found = " and ".join(kinds) or "none"
         raise node.error(f"Expected exactly one of {_KINDS} in a policy, got {found}.")
     kind = kinds[0]
-    what = entry[kind].mapping("'instance_name'", ["instance_name", "args"])
+    what = entry[kind].mapping("'instance_name', and options under 'args'", ["instance_name", "args"])
     if "instance_name" not in what:
         raise entry[kind].error("Expected 'instance_name', got none.")
     section = _SECTION_OF[kind]

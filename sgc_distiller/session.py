@@ -127,7 +127,7 @@ class Session:
         drives = "built in" if options.runtime == "builtin" else f"Distiller at {distiller_folder()}"
         about = f"; schedule: {options.schedule}; runtime: {drives}" if run.schedule else ""
         run.console.note(f"run folder: {options.folder}{about}")
-        if not self.plan or run.schedule is None:
+        if not any(self.plan) or run.schedule is None:
             return
         generator = self.supervision.generator
         sizes = {n: p.numel() for n, p in generator.named_parameters() if n in prunable_names(generator)}
@@ -383,6 +383,9 @@ class Session:
         for epoch in range(self.run.epochs):
             scheduler.on_epoch_begin(epoch, self.generator_optimizer)
             scheduler.mask_all_weights()
+            if self.discriminator_scheduler:
+                self.discriminator_scheduler.on_epoch_begin(epoch, self.discriminator_optimizer)
+                self.discriminator_scheduler.mask_all_weights()
 
 
 def _refuse_used_folder(folder: Path) -> None:

@@ -430,6 +430,17 @@ class TestFlags:
         assert go("--resume-from logs/y --epochs 3", plain=True) == 0
         assert (_weights(Path("logs/y")) == 0).double().mean() > 0.4
 
+    def test_prune_only_prunes_the_discriminator_by_its_schedule_too(self, go: Go, shelf: Path) -> None:
+        own = SCHEDULE.partition("extensions:")[0]
+        nested = "".join(f"      {line}\n" for line in own.replace("version: 1", "").strip().splitlines())
+        policies = "      policies:\n        - pruner: {instance_name: once}\n          epochs: [0]\n"
+        text = SCHEDULE.replace("gan: {steps_per_epoch: 2}\n", "")
+        text += f"gan:\n  steps_per_epoch: 2\n  discriminator:\n    schedule:\n{nested}{policies}"
+        Path("both.yaml").write_text(text)
+        assert go(f"--compress both.yaml --exp-load-weights-from {shelf / 'dense'} --prune-only -n x") == 0
+        (result,) = [r for r in _records(Path("logs/x"), "result") if r["method"] == "both"]
+        assert result["discriminator_sparsity"] == pytest.approx(0.5, abs=0.01)
+
     @pytest.mark.parametrize("flag", sorted([*arguments.REFUSED, "--qe-mode", "--lapq-maxiter"]))
     def test_flags_of_distiller_that_mean_nothing_here_give_their_reason(
         self, flag: str, go: Go, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +11,8 @@ from PIL import Image
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.inspection import inspect_schedule, plot_outline, write_plain
+from sgc_distiller.schedule import read_schedule
+from sgc_distiller.schedule_plan import decided_late
 
 SCHEDULE = """
 version: 1
@@ -72,7 +75,8 @@ def test_tells_targets_rates_and_policies_of_each_epoch(file: Path):
 
 
 def test_a_task_tells_the_rate_and_the_share_of_all_weights(file: Path):
-    file.write_text(SCHEDULE + GAN)
+    known = SCHEDULE.replace("  - pruner: {instance_name: small}\n    epochs: [2]\n", "")
+    file.write_text(known + GAN)
     outline = inspect_schedule(file, "dcgan", SMALL)
     assert outline.rates == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025])
     assert not outline.is_relative
@@ -106,7 +110,10 @@ def test_is_drawn(file: Path, tmp_path: Path, suffix: str):
         assert len(set(Image.open(target).convert("L").tobytes())) > 20
     else:
         text = target.read_text()
-        assert all(word in text for word in ("fine", "levels", "sparsity asked", "learning rate, relative"))
+        assert all(
+            word in text
+            for word in ("fine", "levels", "sparsity asked", "rate (relative)", "active", "decay")
+        )
 
 
 def test_formats_that_nobody_knows_are_refused(file: Path, tmp_path: Path):
@@ -127,3 +134,33 @@ def test_plain_files_need_a_model(file: Path, tmp_path: Path):
     with pytest.raises(UserError, match="expected a task whose parameters a plain schedule names in full"):
         write_plain(inspect_schedule(file), tmp_path / "plain.yaml")
     assert not (tmp_path / "plain.yaml").exists()
+
+
+LATE = """
+version: 1
+pruners:
+  late: {CLASS, weights: [main.0.weight, main.3.weight]}
+policies:
+  - pruner: {instance_name: late}
+    epochs: [0]
+"""
+GLOBAL = "class: L1RankedStructureParameterPruner, group_type: Elements, desired_sparsity: 0.5, scope: global"
+DRAWN = "class: RandomLevelStructureParameterPruner, group_type: Filters, sparsity_range: [0.2, 0.5]"
+BELOW = "class: BaiduRNNPruner, q: 0.1, ramp_epoch_offset: 0, ramp_slope_mult: 1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "overall"),
+    [(GLOBAL, (0.5, 0.5), True), (DRAWN, (0.2, 0.5), False), (BELOW, None, False)],
+)
+def test_what_only_the_run_tells_is_not_foretold(file: Path, kind: str, asked: Any, overall: bool):
+    text = LATE.replace("CLASS", kind)
+    if kind == BELOW:
+        text = text.replace("epochs: [0]", "starting_epoch: 0\n    ending_epoch: 2\n    frequency: 1")
+    file.write_text(text)
+    outline = inspect_schedule(file, "dcgan", SMALL)
+    assert outline.groups["late"][0] == asked
+    assert bool(outline.overall) == overall
+    schedule = read_schedule(file)
+    assert decided_late(schedule.pruners()) == ["late"]
+    assert decided_late(read_schedule("schedules/dcgan/agp_50.yaml").pruners()) == []

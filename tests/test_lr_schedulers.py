@@ -153,7 +153,10 @@ class TestRehearsal:
                 {"gamma": -1.0},
                 "a learning rate of at least 0 .* in epoch 1 it would be -1 times",
             ),
-            ("StepLR", {"step_size": 0}, "Expected arguments that StepLR can use, but it says: .*zero"),
+            ("StepLR", {"step_size": 0}, "step_size: Expected a whole number of at least 1, got 0"),
+            ("StepLR", {"step_size": -4}, "step_size: Expected a whole number of at least 1, got -4"),
+            ("CosineAnnealingLR", {"T_max": 0.5}, "T_max: Expected a whole number of at least 1, got 0.5"),
+            ("CyclicLR", {"base_lr": 0.1, "max_lr": "x"}, "max_lr: Expected a number, got the text 'x'"),
             (
                 "OneCycleLR",
                 {"max_lr": 1.0, "total_steps": 3},

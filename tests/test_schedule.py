@@ -312,7 +312,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "policy of nothing": (
         replaced("{instance_name: decay}", "null"),
-        r"8: policies\[0\].lr_scheduler: Expected a mapping with 'instance_name', got nothing",
+        r"8: policies\[0\].lr_scheduler: Expected a mapping with 'instance_name', and options under 'args', got nothing",
     ),
     "no instance": (
         replaced("{instance_name: decay}", "{}"),

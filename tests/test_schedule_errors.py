@@ -33,7 +33,7 @@ WHEN_READ: dict[str, tuple[int, str, str]] = {
     "required constructor argument missing": (3, "pruners.p", "Expected argument 'weights' of AutomatedGradualPruner, got none"),
     "policy names an undefined pruner": (7, "policies[0].pruner.instance_name", r"Expected an instance declared under 'pruners' \(p\), got 'q'"),
     "policy names an undefined lr_scheduler": (7, "policies[0].lr_scheduler.instance_name", r"Expected an instance declared under 'lr_schedulers' \(there is none\), got 'q'"),
-    "policy pruner is null": (7, "policies[0].pruner", "Expected a mapping with 'instance_name', got nothing"),
+    "policy pruner is null": (7, "policies[0].pruner", "Expected a mapping with 'instance_name', and options under 'args', got nothing"),
     "instance_name missing": (7, "policies[0].pruner", "Expected 'instance_name', got none"),
     "policy without any known kind": (7, "policies[0].foo", r"Expected a key of a policy \(pruner, .*got 'foo'"),
     "policies section missing": (1, "", r"Expected a list of 'policies', which may be empty \(\[\]\), got none"),
