@@ -40,8 +40,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     bad = _not_finite(content)
     if bad:
         raise NotANumberError(
-            f"{path.name}: not written, since {len(bad)} tensors hold values that are not finite, the first "
-            f"{bad[0]}; earlier checkpoints are intact. Lower the learning rate and resume from the last one"
+            f"{path.name}: not written, since {_share_of(bad)}; earlier checkpoints are intact. Lower "
+            "the learning rate and resume from the last one"
         )
     with atomic_file(path) as file:
         torch.save(dict(content), file)
@@ -54,6 +54,13 @@ def _not_finite(content: Mapping[str, Any]) -> list[str]:
         for name, tensor in _tensors(content)
         if tensor.is_floating_point() and not tensor.isfinite().all()
     ]
+
+
+def _share_of(bad: list[str]) -> str:
+    """Return in words which tensors are not finite."""
+    if len(bad) == 1:
+        return f"{bad[0]} holds values that are not finite"
+    return f"{len(bad)} tensors hold values that are not finite, the first {bad[0]}"
 
 
 def _tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
@@ -174,10 +181,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         )
     bad = _not_finite(state)
     if bad:
-        raise UserError(
-            f"{what}: {len(bad)} tensors hold values that are not finite, the first {bad[0]}; take an "
-            "earlier checkpoint"
-        )
+        raise UserError(f"{what}: {_share_of(bad)}; take an earlier checkpoint")
     network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
 
 

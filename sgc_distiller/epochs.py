@@ -47,8 +47,8 @@ def active_epochs(
     end = start + 1 if ending_epoch is None else ending_epoch
     if not _is_count(end) or end <= start:
         raise ArgumentError(
-            f"Expected a whole number greater than 'starting_epoch' ({start}), since this epoch is not "
-            f"active any more, got {end!r}.",
+            f"Expected a whole number greater than 'starting_epoch' ({start}), since "
+            f"'ending_epoch' itself is not active, got {end!r}.",
             "ending_epoch",
         )
     _check_length(end, "ending_epoch")

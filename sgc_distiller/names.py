@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -96,11 +97,25 @@ def find_names(model: nn.Module, asked: str, spared: Collection[str] = ()) -> li
     if found:
         return found
     kind = "a pattern that matches a weight" if is_pattern(asked) else "the name of a parameter"
-    close = nearest(asked, dict.fromkeys([*candidates, *map(canonical, candidates)]), 3)
+    close = _nearest_pattern(bare, candidates) if is_pattern(asked) else ""
+    close = close or nearest(asked, dict.fromkeys([*candidates, *map(canonical, candidates)]), 3)
     shown = ", ".join(candidates[:_SHOWN]) + (", ..." if len(candidates) > _SHOWN else "")
     raise UserError(
         f"Expected {kind} of the model, got {asked!r}.{close} The model has {shown or 'no parameters'}."
     )
+
+
+def _nearest_pattern(asked: str, candidates: Iterable[str]) -> str:
+    """Return a hint at the pattern that ``asked`` becomes with its misspelt path elements mended."""
+    paths = [canonical(name).split(".") for name in candidates]
+    mended = asked.split(".")
+    for place, part in enumerate(mended):
+        known = dict.fromkeys(path[place] for path in paths if place < len(path))
+        if not is_pattern(part) and part not in known:
+            mended[place] = next(iter(difflib.get_close_matches(part, known, n=1)), part)
+    pattern = ".".join(mended)
+    fits = any(fnmatchcase(".".join(path), pattern) for path in paths)
+    return f" Did you mean {pattern!r}?" if fits else ""
 
 
 def find_all_names(model: nn.Module, asked: Iterable[str], spared: Collection[str] = ()) -> list[str]:

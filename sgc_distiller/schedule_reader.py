@@ -171,6 +171,16 @@ def _read_instance(section: str, name: str, node: Node) -> InstanceSpec:
     return spec
 
 
+def _refuse_other_kind(kind: str, name: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]) -> None:
+    """Refuse the name of an instance that another kind of policy applies."""
+    for other, section in _SECTION_OF.items():
+        if name.value in instances.get(section, {}):
+            raise name.error(
+                f"{name.value!r} is declared under {section!r}: expected '{other}:' in the place of "
+                f"'{kind}:', or the name of an instance under {_SECTION_OF[kind]!r}."
+            )
+
+
 def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]) -> PolicySpec:
     entry = node.mapping(f"one of {_KINDS}, and its epochs")
     for kind in _UNSUPPORTED.values():
@@ -190,6 +200,8 @@ def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]
     section = _SECTION_OF[kind]
     known = instances.get(section, {})
     name = _text(what["instance_name"])
+    if name.value not in known:
+        _refuse_other_kind(kind, name, instances)
     instance = known[name.name(f"an instance declared under {section!r}", list(known))]
     active, meta = _read_epochs(node, entry)
     arguments = _read_arguments(kind, what)

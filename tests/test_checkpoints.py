@@ -107,7 +107,8 @@ class TestSaving:
             content["state_dict"]["w"] = tensor
         name = r"optimizer\.state\.0\.0\.exp_avg" if place == "nested" else r"state_dict\.w"
         with pytest.raises(
-            NotANumberError, match=rf"checkpoint\.pth\.tar: not written, since 1 tensors .* first {name};"
+            NotANumberError,
+            match=rf"checkpoint\.pth\.tar: not written, since {name} holds values that are not finite;",
         ):
             save_checkpoint(file, content)
         assert file.read_bytes() == before
@@ -259,9 +260,7 @@ class TestWeights:
     def test_weights_that_are_no_numbers_are_refused(self) -> None:
         state = _network(1).state_dict()
         state["0.bias"] = torch.full_like(state["0.bias"], float("nan"))
-        with pytest.raises(
-            UserError, match=r"f\.pth: 1 tensors hold values that are not finite, the first 0\.bias"
-        ):
+        with pytest.raises(UserError, match=r"f\.pth: 0\.bias holds values that are not finite"):
             load_weights(_network(), state, "f.pth")
         for other in ({"0.weight": 3}, [1], {"0.weight": {"w": torch.ones(1)}}):
             with pytest.raises(UserError, match=r"f\.pth: expected tensors by name, got something else"):

@@ -234,7 +234,7 @@ class TestNames:
             ),
             (
                 "upp.*.weight",
-                r"a pattern that matches a weight of the model, got 'upp.\*.weight'. Did you mean",
+                r"a pattern that matches a weight of .* 'upp.\*.weight'. Did you mean 'up.\*.weight'\?",
             ),
             ("*.bias", "The model has down.0.weight, up.0.weight, out.weight"),
             ("*.1.*", "The model has down.0.weight, up.0.weight, out.weight"),

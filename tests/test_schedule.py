@@ -324,7 +324,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "instance of another section": (
         replaced("instance_name: decay", "instance_name: fine"),
-        r"8: policies\[0\].lr_scheduler.instance_name: Expected an instance declared under 'lr_schedulers'",
+        r"8: policies\[0\].lr_scheduler.instance_name: 'fine' is declared under 'pruners': expected 'pruner:' in the place of 'lr_scheduler:'",
     ),
     "arguments of a learning-rate policy": (
         replaced("{instance_name: decay}", "{instance_name: decay, args: {a: 1}}"),
