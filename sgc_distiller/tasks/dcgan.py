@@ -6,7 +6,6 @@ https://github.com/pytorch/examples/tree/main/dcgan; its checkpoints load as the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -15,76 +14,13 @@ from torch import Tensor, nn
 
 from sgc_distiller import losses
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks.dcgan import Discriminator, Generator
+from sgc_distiller.networks.dcgan import initialise as _initialise
+from sgc_distiller.networks.dcgan import stages as _stages
 from sgc_distiller.seeding import generator_for
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms, frozen_statistics
 
 __all__ = ["DCGAN", "Discriminator", "Generator"]
-
-
-class Generator(nn.Module):
-    """Noise (B, nz, 1, 1) to pictures (B, nc, size, size) in [-1, 1].
-
-    Args:
-        nc: Channels of the pictures.
-        nz: Length of the noise.
-        ngf: Channels of the last hidden layer; each layer before it has twice as many.
-        size: Height and width in pixels, a power of two, at least 16.
-    """
-
-    def __init__(self, nc: int = 1, nz: int = 100, ngf: int = 64, size: int = 64) -> None:
-        super().__init__()
-        widths = [ngf * 2**power for power in reversed(range(_stages(size)))]
-        layers: list[nn.Module] = []
-        for before, after in zip([nz, *widths], widths, strict=False):
-            stride, padding = (1, 0) if not layers else (2, 1)
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(True),
-            ]
-        layers += [nn.ConvTranspose2d(ngf, nc, 4, 2, 1, bias=False), nn.Tanh()]
-        self.main = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return the pictures for the noise ``z``."""
-        pictures: Tensor = self.main(z)
-        return pictures
-
-
-class Discriminator(nn.Module):
-    """Pictures (B, nc, size, size) to the probability of being real, shape (B,).
-
-    Args:
-        nc: Channels of the pictures.
-        ndf: Channels of the first hidden layer; each layer after it has twice as many.
-        size: Height and width in pixels, a power of two, at least 16.
-    """
-
-    def __init__(self, nc: int = 1, ndf: int = 64, size: int = 64) -> None:
-        super().__init__()
-        widths = [ndf * 2**power for power in range(_stages(size))]
-        layers: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [
-                nn.Conv2d(before, after, 4, 2, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
-        layers += [nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False), nn.Sigmoid()]
-        self.main = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the probabilities, shape (B,)."""
-        return self.judge(x)[0]
-
-    def judge(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the probabilities and the activations after each hidden layer's LeakyReLU."""
-        features = []
-        for layer in self.main:
-            x = layer(x)
-            if isinstance(layer, nn.LeakyReLU):
-                features.append(x)
-        return x.view(-1), features
 
 
 class DCGAN(GANTask):
@@ -210,23 +146,6 @@ class DCGAN(GANTask):
     def protocol(self, batch_size: int | None = None) -> str:
         """Return ``train mode, batch N``."""
         return f"train mode, batch {batch_size or self.batch_size}"
-
-
-def _stages(size: int) -> int:
-    """Return the number of hidden layers for pictures of ``size`` pixels (4 for 64)."""
-    power = round(math.log2(size)) if size >= 1 else 0
-    if size < 16 or 2**power != size:
-        raise UserError(f"dcgan: expected an image size that is a power of two and at least 16, got {size}")
-    return power - 2
-
-
-def _initialise(module: nn.Module) -> None:
-    """Initialise one layer as the baseline does."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
