@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgc_distiller.baseline_files import converted, find_files, looks_like
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.names import canonical
 from sgc_distiller.runs import RunFolder, atomic_file
@@ -25,6 +27,8 @@ __all__ = [
     "save_checkpoint",
     "sha256",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -76,16 +80,18 @@ def _tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint file that a path means: the file itself, or the one in a run folder.
+    """Return what a path means: a file, the checkpoint in a run folder, or a folder of a baseline's files.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or if a baseline's files are ambiguous or not complete.
     """
     path = Path(path)
     if path.is_dir():
         inside = RunFolder(path, create=False).checkpoint_file
         if inside.is_file():
             return inside
+        if find_files(path):
+            return path
         raise UserError(
             f"{path}: expected {inside.name} in this folder, got none; name a run folder or a checkpoint "
             "file. A run that was stopped before its first step has none: begin it again"
@@ -96,15 +102,40 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint or a plain state dictionary; no code in the file is run.
+    """Read a checkpoint, a plain state dictionary or a baseline's files; no code in a file is run.
+
+    Args:
+        path: A file, a run folder, or a folder of a baseline's files (see `find_files` in
+            `sgc_distiller.baseline_files`).
+        device: Where the tensors go.
 
     Returns:
-        The checkpoint. A plain dictionary of tensors comes back as ``{"state_dict": ...}``.
+        The checkpoint. Plain dictionaries of tensors, and those under BasicSR's ``params_ema`` or
+        ``params``, come back as ``{"state_dict": ...}``; a folder of a baseline as that and
+        ``discriminator_state_dict`` if a discriminator is there. Names of two generators or discriminators
+        begin with ``G_A.``, ``G_B.``, ``D_A.`` and ``D_B.``.
 
     Raises:
-        UserError: If the file is missing, damaged or something else.
+        UserError: If a file is missing, damaged or something else.
     """
     path = find_checkpoint(path)
+    return _load_folder(path, device) if path.is_dir() else _load_file(path, device)
+
+
+def _load_folder(folder: Path, device: torch.device | str) -> dict[str, Any]:
+    """Read a baseline's files and put them together."""
+    files = find_files(folder)
+    log.info("%s: read %s", folder, ", ".join(file.name for file in files.values()))
+    content: dict[str, Any] = {}
+    for role, file in files.items():
+        state = _load_file(file, device)["state_dict"]
+        key = "state_dict" if role.startswith("G") else "discriminator_state_dict"
+        prefix = f"{role}." if "_" in role else ""
+        content.setdefault(key, {}).update({prefix + name: value for name, value in state.items()})
+    return content
+
+
+def _load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on files that it then refuses
@@ -119,12 +150,22 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise UserError(f"{path}: expected a checkpoint or a state dictionary, got {type(content).__name__}")
     if "state_dict" in content:
         return dict(content)
-    if all(isinstance(value, Tensor) for value in content.values()):
+    for key in ("params_ema", "params"):
+        if _is_state(content.get(key)):
+            if key == "params_ema":
+                log.info("%s: took the averaged weights, params_ema", path)
+            return {"state_dict": dict(content[key])}
+    if _is_state(content):
         return {"state_dict": dict(content)}
     raise UserError(
         f"{path}: expected the key 'state_dict' or tensors only, got the keys "
         f"{', '.join(map(str, list(content)[:5]))}"
     )
+
+
+def _is_state(value: Any) -> bool:
+    """Return whether a value is a state dictionary: tensors by name, at least one."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -149,40 +190,49 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 
     Args:
         network: Where to.
-        state: State dictionary; the prefixes of wrappers are ignored on both sides, and norms may lack
-            ``num_batches_tracked``, as those of torch before 0.4.1 do.
+        state: State dictionary; the prefixes of wrappers are ignored on both sides, norms may lack
+            ``num_batches_tracked``, as those of torch before 0.4.1 do, and older names of the baselines'
+            layers are converted (see `converted` in `sgc_distiller.baseline_files`).
         what: For the error: the file and the network's role.
 
     Raises:
-        UserError: If names or shapes differ, or values are not finite; the first of them are named.
+        UserError: If names or shapes differ, or values are not finite; the first of them are named, and
+            which baseline's network the weights look like.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{what}: expected tensors by name, got something else; take another checkpoint")
     own = network.state_dict()
     by_plain_name = {canonical(name): name for name in own}
-    given = plain_names(state)
-    missing = [n for n in by_plain_name if n not in given and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in given if n not in by_plain_name]
+    given = converted(state, by_plain_name)
+    problems = _differences(given, {name: own[full] for name, full in by_plain_name.items()})
+    if problems:
+        look = looks_like(state)
+        raise UserError(
+            f"{what}: these are the weights of another network ({'; '.join(problems)}); "
+            f"{f'they look like {look}; ' if look else ''}give the checkpoint of this task and size, or set "
+            "the task, --image-size, --channels and --width to its own"
+        )
+    bad = _not_finite(state)
+    if bad:
+        raise UserError(f"{what}: {_share_of(bad)}; take an earlier checkpoint")
+    network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
+
+
+def _differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return in words the first names and shapes in which two state dictionaries differ."""
+    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in given if n not in own]
     shapes = [
-        f"{n} is {tuple(given[n].shape)}, expected {tuple(own[full].shape)}"
-        for n, full in by_plain_name.items()
-        if n in given and given[n].shape != own[full].shape
+        f"{n} is {tuple(given[n].shape)}, expected {tuple(tensor.shape)}"
+        for n, tensor in own.items()
+        if n in given and given[n].shape != tensor.shape
     ]
     problems = []
     if missing:
         problems.append(f"missing: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
     if unexpected:
         problems.append(f"not expected: {', '.join(unexpected[:3])}{' ...' if len(unexpected) > 3 else ''}")
-    problems += shapes[:3]
-    if problems:
-        raise UserError(
-            f"{what}: these are the weights of another network ({'; '.join(problems)}); give the checkpoint "
-            "of this task and size, or set the task, --image-size, --channels and --width to its own"
-        )
-    bad = _not_finite(state)
-    if bad:
-        raise UserError(f"{what}: {_share_of(bad)}; take an earlier checkpoint")
-    network.load_state_dict({full: given.get(n, own[full]) for n, full in by_plain_name.items()})
+    return problems + shapes[:3]
 
 
 def sha256(path: Path) -> str:

@@ -6,12 +6,17 @@ Sizes, key names and initialisation follow https://github.com/pytorch/examples/t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks.sizes import fitting, kernel_shape
 
-__all__ = ["Discriminator", "Generator", "initialise", "stages"]
+__all__ = ["Discriminator", "Generator", "discriminator_sizes", "generator_sizes", "initialise", "stages"]
+
+_MOST_LAYERS = 13  # 16,384 pixels; more layers are another network's
 
 
 class Generator(nn.Module):
@@ -95,3 +100,26 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def generator_sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return the arguments of `Generator` that a state dictionary tells, or ``None`` if it is another's."""
+    layers = [tensor for name, tensor in state.items() if _is_layer(name, tensor)]
+    if not 3 <= len(layers) <= _MOST_LAYERS:
+        return None
+    ngf, nc = layers[-1].shape[:2]
+    sizes = {"nc": nc, "nz": layers[0].shape[0], "ngf": ngf, "size": 2 ** (len(layers) + 1)}
+    return fitting(Generator, state, sizes)
+
+
+def discriminator_sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return the arguments of `Discriminator` that a state dictionary tells, or ``None``."""
+    layers = sum(_is_layer(name, tensor) for name, tensor in state.items())
+    if not 3 <= layers <= _MOST_LAYERS:
+        return None
+    ndf, nc, _, _ = kernel_shape(state, "main.0.weight")
+    return fitting(Discriminator, state, {"nc": nc, "ndf": ndf, "size": 2 ** (layers + 1)})
+
+
+def _is_layer(name: str, tensor: Tensor) -> bool:
+    return name.startswith("main.") and tensor.dim() == 4
