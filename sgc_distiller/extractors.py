@@ -1,28 +1,35 @@
-"""Networks whose features the metrics compare, and the measurement of a generator with them.
+"""The measurement of a generator with an extractor's features, and the choice of that extractor.
 
-``inception`` is pytorch-fid's network with its weights: numbers to compare with the literature. ``digits`` is
-a small network of our own whose weights are part of the package: it ranks generators of handwritten digits
-where the Inception weights cannot be had. Its numbers mean nothing beside Inception's, so every metric's name
-carries the extractor.
+Inception's numbers compare with the literature. Where its weights cannot be had, the digits network of this
+package ranks generators of digits, and a network trained on the user's own folder ranks those of any other
+pictures. Every metric's name carries the extractor, for its numbers mean nothing beside another's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from sgc_distiller.data import ImageSet, in_order
 from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.extractor_training import cached_extractor
+from sgc_distiller.feature_networks import (
+    DIGITS_WEIGHTS,
+    INCEPTION_URL,
+    DigitsExtractor,
+    DigitsNetwork,
+    Extractor,
+    InceptionExtractor,
+    fetch_inception,
+    inception_path,
+)
+from sgc_distiller.labelled_pictures import holds_digits
 from sgc_distiller.metrics import (
     FeatureStatistics,
     MetricResult,
@@ -32,134 +39,16 @@ from sgc_distiller.metrics import (
     matrix_root,
     save_statistics,
 )
+from sgc_distiller.picture_network import PictureExtractor, is_picture_extractor, load_picture_extractor
 from sgc_distiller.seeding import generator_for
 
 __all__ = ["DigitsNetwork", "Extractor", "GeneratorMetric", "inception_path", "load_extractor"]
 
 log = logging.getLogger(__name__)
 
-INCEPTION_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-DIGITS_WEIGHTS = Path(__file__).parent / "assets" / "digits_cnn.pt"
-
-_INCEPTION_HASH = "6726825d"
-_INCEPTION_CHUNK = 50  # pictures at once; pytorch-fid's batch
-_DIGITS_SIZE = 32
 _REFERENCE_BATCH = 250
 _KERNEL_PICTURES = 5000  # of each set at most: the kernel distance takes time in the square of it
-
-
-class Extractor(nn.Module):
-    """Maps pictures to features, without gradients and in evaluation mode.
-
-    Args:
-        name: Name with which metrics are labelled; other weights have another name.
-        dim: Number of features.
-        note: What to tell the user about the choice of this extractor; empty when there is nothing to tell.
-    """
-
-    def __init__(self, name: str, dim: int, note: str = "") -> None:
-        super().__init__()
-        self.name = name
-        self.dim = dim
-        self.note = note
-
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the features of pictures.
-
-        Args:
-            pictures: (B, C, H, W) in [-1, 1] with 1 or 3 channels on the extractor's device. They are rounded
-                to 8 bits and clamped first, as they would be in a file.
-
-        Returns:
-            (B, dim) float32.
-        """
-        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
-            raise ValueError(f"Expected pictures (B, 1 or 3, H, W), got {tuple(pictures.shape)}.")
-        levels = pictures.to(torch.float32).mul(127.5).add(128).floor().clamp(0, 255)
-        return self.features(levels / 255)
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """Return the features (B, dim) of pictures (B, C, H, W) in [0, 1]."""
-        raise NotImplementedError
-
-
-class DigitsNetwork(nn.Module):
-    """Classifier of 32x32 grey digits; ``features`` are the 64 numbers before its last layer.
-
-    They are multiplied with ``scale``, chosen in training such that the total variance over scikit-learn's
-    digits is 100: a Fréchet distance of 100 is as much as the digits differ among themselves.
-    """
-
-    dim = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((1, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, self.dim), nn.ReLU())
-        self.head = nn.Linear(self.dim, 10)
-        self.scale: Tensor
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the logits (B, 10) of pictures (B, 1, 32, 32) in [-1, 1]."""
-        logits: Tensor = self.head(self.trunk(pictures))
-        return logits
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """Return the features (B, 64) of pictures (B, 1, 32, 32) in [-1, 1]."""
-        features: Tensor = self.trunk(pictures) * self.scale
-        return features
-
-
-class _DigitsExtractor(Extractor):
-    def __init__(self, weights: Path) -> None:
-        content = _read(weights, "the digits extractor")
-        super().__init__(f"digits-{_sha256(content)[:8]}", DigitsNetwork.dim)
-        self.network = DigitsNetwork()
-        try:
-            self.network.load_state_dict(_load(content)["state_dict"])
-        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise UserError(_wrong_weights(weights, "the digits extractor", error)) from error
-        self.requires_grad_(False).eval()
-
-    def features(self, pictures: Tensor) -> Tensor:
-        if pictures.shape[1] == 3:  # luminance, as PIL converts to grey
-            pictures = (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
-        if pictures.shape[2:] != (_DIGITS_SIZE, _DIGITS_SIZE):
-            pictures = F.interpolate(
-                pictures,
-                size=(_DIGITS_SIZE, _DIGITS_SIZE),
-                mode="bilinear",
-                align_corners=False,
-                antialias=True,
-            )
-        return self.network.features(pictures * 2 - 1)
-
-
-class _InceptionExtractor(Extractor):
-    def __init__(self, weights: Path) -> None:
-        from pytorch_fid import inception
-
-        content = _read(weights, "Inception")
-        digest = _sha256(content)
-        standard = digest.startswith(_INCEPTION_HASH)
-        super().__init__("inception" if standard else f"inception-{digest[:8]}", 2048)
-        try:
-            state = _load(content)
-            # pytorch-fid always fetches its weights; hand it those of the file, which are loaded safely.
-            with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-                self.network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
-        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise UserError(_wrong_weights(weights, "pytorch-fid's Inception", error)) from error
-        self.requires_grad_(False).eval()
-
-    def features(self, pictures: Tensor) -> Tensor:
-        colour = pictures.expand(-1, 3, -1, -1)
-        return torch.cat([self.network(part)[0].flatten(1) for part in torch.split(colour, _INCEPTION_CHUNK)])
+_NAMES = ("auto", "digits", "folder", "inception")
 
 
 class GeneratorMetric:
@@ -180,11 +69,14 @@ class GeneratorMetric:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._statistics: dict[str, Tensor] | None = None
 
-    def evaluate(self, pictures: Iterable[Tensor], draw: str, seed: int = 0) -> list[MetricResult]:
+    def evaluate(
+        self, pictures: Iterable[Tensor | Sequence[Tensor]], draw: str, seed: int = 0
+    ) -> list[MetricResult]:
         """Measure a generator.
 
         Args:
-            pictures: Batches (B, C, H, W) in [-1, 1], of the size of the reference, on any device.
+            pictures: Batches (B, C, H, W) in [-1, 1], or lists of pictures (C, H, W) of any sizes, on any
+                device. The extractor resizes what is not of the reference's size, and the names say so.
             draw: How they were drawn, such as ``train mode, batch 64``; part of the metrics' names.
             seed: Seed of the kernel distance's interval.
 
@@ -195,9 +87,9 @@ class GeneratorMetric:
         Raises:
             UserError: There are fewer than two pictures.
             NotANumberError: The pictures are not finite numbers.
-            ValueError: The pictures have another size than the reference.
+            ValueError: The tensors have another shape.
         """
-        statistics, features = self._measure(pictures)
+        statistics, features, sizes = self._measure(pictures)
         mu, sigma = statistics.compute()
         real = self._reference_statistics()
         distance = frechet_distance(mu, sigma, real["mu"], real["sigma"], root2=real["root"])
@@ -208,6 +100,7 @@ class GeneratorMetric:
         sampled = len(real["features"])
         kernel_reference = reference if sampled == len(self.reference) else f"{reference}, {sampled} of them"
         label = self.extractor.name
+        draw += _resized_note(sizes, self.reference.image_size)
         return [
             MetricResult(f"FID[{label}; {reference}; {statistics.count} images, {draw}]", distance),
             MetricResult(
@@ -215,19 +108,19 @@ class GeneratorMetric:
             ),
         ]
 
-    def _measure(self, pictures: Iterable[Tensor]) -> tuple[FeatureStatistics, Tensor]:
-        """Return the statistics of all pictures and the features of the first ones."""
-        size = (self.reference.image_size,) * 2
+    def _measure(
+        self, pictures: Iterable[Tensor | Sequence[Tensor]]
+    ) -> tuple[FeatureStatistics, Tensor, set[tuple[int, ...]]]:
+        """Return the statistics of all pictures, the features of the first ones, and all sizes (H, W)."""
         device = next(self.extractor.parameters()).device
-        statistics, kept = FeatureStatistics(), []
-        for batch in pictures:
-            if tuple(batch.shape[2:]) != size:
-                raise ValueError(f"Expected pictures of {size} pixels, got {tuple(batch.shape)}.")
+        statistics, kept, sizes = FeatureStatistics(), [], set()
+        for batch in _batches(pictures):
             features = self.extractor(batch.to(device))
             if statistics.count < _KERNEL_PICTURES:
                 kept.append(features[: _KERNEL_PICTURES - statistics.count])
             statistics.update(features)
-        return statistics, torch.cat(kept) if kept else torch.empty(0, self.extractor.dim)
+            sizes.add(tuple(batch.shape[2:]))
+        return statistics, torch.cat(kept) if kept else torch.empty(0, self.extractor.dim), sizes
 
     def _reference_statistics(self) -> dict[str, Tensor]:
         """Return mu, sigma, the root of sigma, and features of the reference, computed once or cached."""
@@ -273,88 +166,131 @@ class GeneratorMetric:
     def _cache_path(self) -> Path | None:
         if self.cache_dir is None:
             return None
-        key = _sha256(f"{self.extractor.name}/{self.reference.fingerprint}/{_KERNEL_PICTURES}".encode())
+        key = hashlib.sha256(
+            f"{self.extractor.name}/{self.reference.fingerprint}/{_KERNEL_PICTURES}".encode()
+        ).hexdigest()
         return self.cache_dir / f"statistics-{self.extractor.name}-{key[:16]}.npz"
 
 
 def load_extractor(
-    name: str = "auto", weights: str | Path | None = None, device: torch.device | str = "cpu"
+    name: str = "auto",
+    weights: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    source: str | Path | ImageSet | None = None,
+    image_size: int | None = None,
 ) -> Extractor:
     """Load a feature extractor.
 
     Args:
-        name: ``inception``, which fetches its weights where they are missing; ``digits``; or ``auto``:
-            inception where its weights are (``weights``, or torch's cache at `inception_path`), else digits,
-            with a ``note`` that says so. ``auto`` never fetches anything.
-        weights: File of weights to load instead of the standard one.
+        name: ``inception``, which fetches its weights where they are missing; ``digits``; ``folder``, a small
+            network trained on ``source``, now and once where that was not done before; or ``auto``: inception
+            where its weights are (``weights``, or torch's cache at `inception_path`), else digits for digits
+            and for no source, else folder, with a ``note`` that says so. ``auto`` never fetches anything.
+        weights: File of weights to load instead of the standard one. ``auto`` loads Inception's and those
+            that ``sgc extractor train`` wrote.
         device: Where the network computes.
+        source: The pictures that are to be judged: a folder, an open set, or ``digits``.
+        image_size: Size in pixels of a folder's pictures.
 
     Raises:
-        UserError: The name is unknown, or the weights are missing, damaged or another network's.
+        UserError: The name is unknown, the weights are missing, damaged or another network's, or there is
+            nothing that an extractor could be trained on.
     """
     if name == "digits":
-        extractor: Extractor = _DigitsExtractor(DIGITS_WEIGHTS if weights is None else Path(weights))
+        extractor: Extractor = DigitsExtractor(DIGITS_WEIGHTS if weights is None else Path(weights))
     elif name == "inception":
-        extractor = _InceptionExtractor(_fetch_inception() if weights is None else Path(weights))
+        extractor = InceptionExtractor(fetch_inception() if weights is None else Path(weights))
+    elif name == "folder":
+        extractor = _from_folder(weights, device, source, image_size)
     elif name == "auto":
-        path = inception_path() if weights is None else Path(weights)
-        if weights is not None or path.is_file():
-            extractor = _InceptionExtractor(path)
-        else:
-            extractor = _DigitsExtractor(DIGITS_WEIGHTS)
-            extractor.note = (
-                f"The Inception weights are not at {path}:\n  distances use the small extractor "
-                f"{extractor.name} of this package and do not compare with published FIDs;\n  the extractor "
-                f"'inception' downloads them from {INCEPTION_URL}"
-            )
+        extractor = _automatic(weights, device, source, image_size)
     else:
-        names = ("auto", "digits", "inception")
         raise UserError(
-            f"Expected an extractor out of {', '.join(names)}, got {name!r}.{nearest(name, names)}"
+            f"Expected an extractor out of {', '.join(_NAMES)}, got {name!r}.{nearest(name, _NAMES)}"
         )
     return extractor.to(device)
 
 
-def inception_path() -> Path:
-    """Return where pytorch-fid and torch keep the Inception weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[-1]
+def _automatic(
+    weights: str | Path | None,
+    device: torch.device | str,
+    source: str | Path | ImageSet | None,
+    image_size: int | None,
+) -> Extractor:
+    """Return the best extractor that is at hand."""
+    if weights is not None and is_picture_extractor(Path(weights)):
+        return _from_folder(weights, device, source, image_size)
+    path = inception_path() if weights is None else Path(weights)
+    if weights is not None or path.is_file():
+        return InceptionExtractor(path)
+    missing = f"The Inception weights are not at {path}:\n  "
+    download = f"the extractor\n  'inception' downloads them from {INCEPTION_URL}"
+    if isinstance(source, ImageSet) or not holds_digits(source):
+        trained = _from_folder(None, device, source, image_size)
+        trained.note = f"{missing}{trained.note};\n  {download}"
+        return trained
+    extractor = DigitsExtractor(DIGITS_WEIGHTS)
+    extractor.note = (
+        f"{missing}distances use the small extractor {extractor.name} of this package and do not compare "
+        f"with published FIDs;\n  {download}"
+    )
+    return extractor
 
 
-def _fetch_inception() -> Path:
-    path = inception_path()
-    if path.is_file():
-        return path
-    log.info("Downloading %s to %s.", INCEPTION_URL, path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=_INCEPTION_HASH, progress=False)
-    except (OSError, RuntimeError) as error:
+def _from_folder(
+    weights: str | Path | None,
+    device: torch.device | str,
+    source: str | Path | ImageSet | None,
+    image_size: int | None,
+) -> PictureExtractor:
+    """Return the extractor in a file, or that of a folder, with a note on what it is."""
+    if weights is not None:
+        extractor = load_picture_extractor(Path(weights))
+    elif source is None:
         raise UserError(
-            f"Cannot download the Inception weights: {error}. Fetch {INCEPTION_URL} on another machine and "
-            f"put it at {path}, or choose the extractor 'digits', which needs no download."
-        ) from error
-    return path
+            "Expected a folder of pictures for the extractor 'folder', got none. Name the data's folder, or "
+            "the file that 'sgc extractor train DIR' wrote as the extractor's weights."
+        )
+    else:
+        extractor = cached_extractor(source, image_size, device)
+    extractor.note = _about(extractor, source)
+    return extractor
 
 
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the weights of {what} at {path}: {error.strerror}. Give the path of an existing "
-            "file, or choose the extractor 'digits' without one."
-        ) from error
+def _about(extractor: PictureExtractor, source: str | Path | ImageSet | None) -> str:
+    """Say that an extractor is a stand-in, how it is made beforehand, and whether it is valid."""
+    record, validity = extractor.record, extractor.record.validity
+    parts = [
+        f"distances use the small extractor {extractor.name}, trained on the {record.kind} of "
+        f"{record.trained_on}, and do not compare with published FIDs"
+    ]
+    if isinstance(source, (str, Path)):
+        parts.append(f"'sgc extractor train {source}' makes it beforehand")
+    if validity is None:
+        parts.append("whether it is valid was not tried")
+    elif validity.valid:
+        parts.append("it is valid: distances rise with blur, noise and missing pictures")
+    else:
+        failures = " and ".join(validity.failures)
+        parts.append(f"it is not valid, distances do not rise steadily with {failures}: mistrust their order")
+    return ";\n  ".join(parts)
 
 
-def _load(content: bytes) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return loaded
+def _batches(pictures: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    """Yield batches (B, C, H, W) in the order of the pictures, each of one size."""
+    for item in pictures:
+        if isinstance(item, Tensor):
+            yield item if item.ndim == 4 else item[None]
+            continue
+        for _, run in groupby(item, key=lambda picture: picture.shape):
+            yield torch.stack(list(run))
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _wrong_weights(path: Path, what: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"Expected the weights of {what} in {path}: {reason}. Fetch the file again or give another one."
+def _resized_note(sizes: set[tuple[int, ...]], reference: int) -> str:
+    """Return what a metric's name says about pictures (H, W) that are not of the reference's size."""
+    if sizes <= {(reference, reference)}:
+        return ""
+    if len(sizes) > 1:
+        return ", of several sizes, resized by the extractor"
+    height, width = next(iter(sizes))
+    return f", {height}x{width} resized by the extractor"

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sgc_distiller import extractors
+from sgc_distiller import extractors, feature_networks
 from sgc_distiller.data import ImageSet, normalise, open_images
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.extractors import DIGITS_WEIGHTS, GeneratorMetric, inception_path, load_extractor
@@ -260,8 +260,8 @@ class TestGeneratorMetric:
 
     def test_mistakes_are_explained(self, digits: ImageSet):
         metric = GeneratorMetric(load_extractor("digits"), digits)
-        with pytest.raises(ValueError, match=r"Expected pictures of \(32, 32\) pixels, got \(2, 1, 64, 64\)"):
-            metric.evaluate([torch.zeros(2, 1, 64, 64)], "x")
+        with pytest.raises(ValueError, match=r"Expected pictures \(B, 1 or 3, H, W\), got \(2, 2, 64, 64\)"):
+            metric.evaluate([torch.zeros(2, 2, 64, 64)], "x")
         with pytest.raises(UserError, match="at least 2 pictures for their statistics, got 1"):
             metric.evaluate([torch.zeros(1, 1, 32, 32)], "x")
         with pytest.raises(UserError, match="at least 2 pictures for their statistics, got 0"):
@@ -325,7 +325,7 @@ class TestChoice:
 
     def test_an_unknown_name_shows_the_nearest(self):
         with pytest.raises(
-            UserError, match="out of auto, digits, inception, got 'digit'. Did you mean 'digits'"
+            UserError, match="out of auto, digits, folder, inception, got 'digit'. Did you mean 'digits'"
         ):
             load_extractor("digit")
 
@@ -375,7 +375,7 @@ class TestInception:
         close = 1e-3 if device.type == "cpu" else 2e-2  # cuDNN may round to TF32
         torch.testing.assert_close(features, expected, rtol=close, atol=close * float(expected.abs().max()))
         # the file with the known hash at the known place is the one that is called inception
-        monkeypatch.setattr(extractors, "_INCEPTION_HASH", extractor.name.removeprefix("inception-"))
+        monkeypatch.setattr(feature_networks, "_INCEPTION_HASH", extractor.name.removeprefix("inception-"))
         no_downloads.parent.mkdir(parents=True)
         path.rename(no_downloads)
         assert load_extractor("auto").name == load_extractor("inception").name == "inception"
