@@ -20,9 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sgc_distiller.data.attribute_file import attribute_names, attribute_table
+from sgc_distiller.data.attributes import AttributeSet, open_attributes
 from sgc_distiller.data.augment import sample_seeds
 from sgc_distiller.data.decoding import SUFFIXES
 from sgc_distiller.data.images import ImageSet, normalise, open_images
+from sgc_distiller.data.pairs import PairSet, open_pairs
+from sgc_distiller.data.superresolution import SuperResolutionSet, open_superresolution
+from sgc_distiller.data.unpaired import UnpairedSet, open_unpaired
 from sgc_distiller.errors import UserError
 from sgc_distiller.interrupts import ignore_interrupts, uninterrupted
 from sgc_distiller.seeding import generator_for
@@ -30,12 +35,22 @@ from sgc_distiller.seeding import generator_for
 __all__ = [
     "MEMORY_LIMIT",
     "SUFFIXES",
+    "AttributeSet",
     "ImageSet",
+    "PairSet",
     "Samples",
+    "SuperResolutionSet",
+    "UnpairedSet",
+    "attribute_names",
+    "attribute_table",
     "batches",
     "in_order",
     "normalise",
+    "open_attributes",
     "open_images",
+    "open_pairs",
+    "open_superresolution",
+    "open_unpaired",
 ]
 
 MEMORY_LIMIT = 512 * 2**20

@@ -30,6 +30,7 @@ __all__ = [
     "check_choice",
     "choose",
     "decode_file",
+    "file_facts",
     "find_pictures",
     "fit_picture",
     "in_threads",
