@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import pickle
 import random
@@ -28,6 +29,7 @@ from sgc_distiller.checkpoints import (
     sha256,
 )
 from sgc_distiller.errors import NotANumberError, UserError
+from sgc_distiller.networks import patch, resnet, srgan, stargan
 
 
 class _Code:
@@ -265,3 +267,102 @@ class TestWeights:
         for other in ({"0.weight": 3}, [1], {"0.weight": {"w": torch.ones(1)}}):
             with pytest.raises(UserError, match=r"f\.pth: expected tensors by name, got something else"):
                 load_weights(_network(), other, "f.pth")
+
+
+class TestBaselines:
+    def test_what_basicsr_wraps_is_unwrapped(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        plain = {"w": torch.ones(1)}
+        averaged = {"w": torch.zeros(1)}
+        caplog.set_level(logging.INFO, "sgc_distiller")
+        torch.save({"params": plain}, tmp_path / "plain.pth")
+        assert load_checkpoint(tmp_path / "plain.pth") == {"state_dict": plain}
+        assert not caplog.messages
+        torch.save({"params": plain, "params_ema": averaged}, tmp_path / "both.pth")
+        assert load_checkpoint(tmp_path / "both.pth") == {"state_dict": averaged}
+        assert caplog.messages == [f"{tmp_path / 'both.pth'}: took the averaged weights, params_ema"]
+        torch.save({"params": 3}, tmp_path / "number.pth")
+        with pytest.raises(
+            UserError, match="expected the key 'state_dict' or tensors only, got the keys params"
+        ):
+            load_checkpoint(tmp_path / "number.pth")
+
+    def test_a_folder_of_a_baseline_gives_both_networks(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        generator, judge = stargan.Generator(1, 2, 1), stargan.Discriminator(8, 1, 2, 3)
+        for number, factor in ((100, 0.0), (20, 1.0)):
+            for role, network in (("G", generator), ("D", judge)):
+                torch.save(
+                    {f"module.{n}": t * factor for n, t in network.state_dict().items()},
+                    tmp_path / f"{number}-{role}.ckpt",
+                )
+        caplog.set_level(logging.INFO, "sgc_distiller")
+        assert find_checkpoint(tmp_path) == tmp_path
+        content = load_checkpoint(tmp_path)
+        assert set(content) == {"state_dict", "discriminator_state_dict"}
+        assert caplog.messages == [f"{tmp_path}: read 100-D.ckpt, 100-G.ckpt"]
+        load_weights(generator, content["state_dict"], "G")
+        load_weights(judge, content["discriminator_state_dict"], "D")
+        assert not any(p.any() for network in (generator, judge) for p in network.parameters())
+
+    def test_a_generator_alone_comes_without_a_discriminator(self, tmp_path: Path) -> None:
+        torch.save({"params": srgan.MSRResNet(nf=1, nb=1).state_dict()}, tmp_path / "net_g_latest.pth")
+        assert list(load_checkpoint(tmp_path)) == ["state_dict"]
+
+    def test_cyclegans_networks_are_told_apart_by_prefixes(self, tmp_path: Path) -> None:
+        generators = {role: resnet.ResnetGenerator(ngf=1, blocks=1) for role in ("G_A", "G_B")}
+        judges = {role: patch.PatchDiscriminator(ndf=1, norm="instance") for role in ("D_A", "D_B")}
+        for role, network in {**generators, **judges}.items():
+            torch.save(network.state_dict(), tmp_path / f"latest_net_{role}.pth")
+        content = load_checkpoint(tmp_path)
+        for networks, key in ((generators, "state_dict"), (judges, "discriminator_state_dict")):
+            pair = nn.ModuleDict({role: copy.deepcopy(network) for role, network in networks.items()})
+            for parameter in pair.parameters():
+                nn.init.zeros_(parameter)
+            load_weights(pair, content[key], "both")
+            for role, network in networks.items():
+                for name, value in network.state_dict().items():
+                    assert torch.equal(pair[role].state_dict()[name], value)
+        alone = load_checkpoint(tmp_path / "latest_net_G_B.pth")["state_dict"]
+        load_weights(resnet.ResnetGenerator(ngf=1, blocks=1), alone, "one")
+        with pytest.raises(
+            UserError, match=r"missing: G_A\.model\.1\.weight.*look like CycleGAN's ResNet gen"
+        ):
+            load_weights(nn.ModuleDict(generators), alone, "one")
+        with pytest.raises(
+            UserError, match="they look like both of CycleGAN, each CycleGAN's ResNet generator"
+        ):
+            load_weights(generators["G_A"], content["state_dict"], "both")
+
+    def test_a_run_folder_keeps_its_meaning_beside_a_baselines_files(self, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / "checkpoint.pth.tar", {"state_dict": {"w": torch.ones(1)}})
+        (tmp_path / "5-D.ckpt").touch()
+        assert find_checkpoint(tmp_path) == tmp_path / "checkpoint.pth.tar"
+
+    def test_damaged_files_in_a_folder_are_named(self, tmp_path: Path) -> None:
+        for role in "GD":
+            (tmp_path / f"net{role}_epoch_3.pth").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"netD_epoch_3\.pth: cannot be read as a checkpoint"):
+            load_checkpoint(tmp_path)
+        (tmp_path / "netG_epoch_3.pth").unlink()
+        with pytest.raises(UserError, match=r"expected netG_epoch_3\.pth beside netD_epoch_3\.pth"):
+            find_checkpoint(tmp_path)
+
+    def test_weights_of_another_baseline_are_named(self) -> None:
+        state = stargan.Generator(2).state_dict()
+        with pytest.raises(
+            UserError,
+            match=(
+                r"f\.ckpt, generator: these are the weights of another network \(missing: "
+                r"conv_first\.weight, conv_first\.bias, body\.0\.conv1\.weight \.\.\.; not expected: "
+                r"main\.0\.weight, main\.1\.weight, main\.1\.bias \.\.\.\); they look like StarGAN's generator \(conv_dim 2, "
+                r"c_dim 5, repeat_num 6\); give the checkpoint"
+            ),
+        ):
+            load_weights(srgan.MSRResNet(nf=1, nb=1), state, "f.ckpt, generator")
+        with pytest.raises(
+            UserError, match=r"another network \(main\.0\.weight is .*look like StarGAN's gen"
+        ):
+            load_weights(stargan.Generator(4), state, "f.ckpt")
+        with pytest.raises(UserError, match=r"not expected: 9\.weight\); give the checkpoint"):
+            load_weights(_network(), {**_network().state_dict(), "9.weight": torch.ones(1)}, "f.pth")
