@@ -61,6 +61,11 @@ class Samples(Protocol):
     """What `batches` asks of a set."""
 
     @property
+    def name(self) -> str:
+        """What the set is, with its split and count; metrics carry it."""
+        ...
+
+    @property
     def in_memory(self) -> bool:
         """Whether everything is decoded already, so that worker processes would not help."""
         ...

@@ -6,11 +6,11 @@ domains), at any size. All arithmetic is that of integers, so that they are the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -83,10 +83,8 @@ def digit_outlines(indices: Array, size: int) -> Tensor:
     """
     strokes = _strokes(indices, size)
     reach = max(1, size // 48)
-    values = torch.from_numpy(strokes)[:, None].float()
-    largest, negated = (F.max_pool2d(item, 2 * reach + 1, 1, reach) for item in (values, -values))
-    edges = largest + negated  # the largest minus the smallest value around
-    outline = edges.to(torch.uint8).expand(-1, 3, -1, -1)
+    edges = _spread(strokes, reach, np.maximum) - _spread(strokes, reach, np.minimum)
+    outline = torch.from_numpy(edges)[:, None].expand(-1, 3, -1, -1)
     count = len(indices)
     colours = np.array(_CLASSES)[digit_pictures()[1][indices]]
     filled = _painted(strokes, colours, np.tile(np.array(_NIGHT), (count, 1)))
@@ -129,8 +127,25 @@ def _strokes(indices: Array, size: int) -> Array:
     return np.stack(enlarged)
 
 
+def _spread(values: Array, reach: int, combine: Callable[[Array, Array], Array]) -> Array:
+    """Return the largest (or smallest) value within ``reach`` pixels down and across, shape (N, H, W)."""
+    for axis in (1, 2):
+        result = values.copy()
+        for step in range(1, reach + 1):
+            upper = (slice(None),) * axis + (slice(step, None),)
+            lower = (slice(None),) * axis + (slice(None, -step),)
+            result[upper] = combine(result[upper], values[lower])
+            result[lower] = combine(result[lower], values[upper])
+        values = result
+    return values
+
+
 def _painted(strokes: Array, inks: Array, papers: Array) -> Tensor:
     """Return pictures, uint8 (N, 3, H, W), with ink of a colour (N, 3) on paper of a colour (N, 3)."""
-    cover = strokes[:, None].astype(np.int32)
-    ink, paper = (colours[:, :, None, None].astype(np.int32) for colours in (inks, papers))
-    return torch.from_numpy(((ink * cover + paper * (255 - cover) + 127) // 255).astype(np.uint8))
+    cover = np.arange(256)
+    pictures = np.empty((len(strokes), 3, *strokes.shape[1:]), np.uint8)
+    for picture, stroke, ink, paper in zip(pictures, strokes, inks, papers, strict=True):
+        for channel in range(3):
+            mixed = (ink[channel] * cover + paper[channel] * (255 - cover) + 127) // 255
+            np.take(mixed.astype(np.uint8), stroke, out=picture[channel], mode="clip")
+    return torch.from_numpy(pictures)

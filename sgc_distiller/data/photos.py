@@ -15,21 +15,24 @@ PHOTOS = "photos"
 _TRAIN_WIDTH = 480  # three quarters of 640 pixels
 _SIDE = 160
 _STEP = 64
+_TEST_HEIGHT = 140
 
 
 def photo_pieces(split: str) -> list[tuple[str, Tensor]]:
-    """Return squares of 160 pixels, uint8 (3, 160, 160), and their names.
+    """Return pieces of the photographs, uint8 (3, H, W), with their names.
 
-    Those of the left three quarters are for training; they overlap, as the baseline's pieces of DIV2K do. The
-    right quarters are cut into squares without overlap for the test.
+    The left three quarters are for training, in squares of 160 pixels that overlap, as the baseline's pieces
+    of DIV2K do. The right quarters are for the test, each in three pieces of 140x160 pixels without overlap.
     """
     pieces = []
     for name, photo in _photos():
-        width = photo.shape[2]
-        first, last, step = (0, _TRAIN_WIDTH, _STEP) if split == "train" else (_TRAIN_WIDTH, width, _SIDE)
-        for top in range(0, photo.shape[1] - _SIDE + 1, step):
-            for left in range(first, last - _SIDE + 1, step):
-                piece = photo[:, top : top + _SIDE, left : left + _SIDE]
+        if split == "train":
+            height, down, lefts = _SIDE, _STEP, range(0, _TRAIN_WIDTH - _SIDE + 1, _STEP)
+        else:
+            height, down, lefts = _TEST_HEIGHT, _TEST_HEIGHT, range(_TRAIN_WIDTH, _TRAIN_WIDTH + 1)
+        for top in range(0, photo.shape[1] - height + 1, down):
+            for left in lefts:
+                piece = photo[:, top : top + height, left : left + _SIDE]
                 pieces.append((f"{name}-{top}-{left}", piece.contiguous()))
     return pieces
 

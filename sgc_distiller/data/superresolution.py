@@ -189,8 +189,8 @@ def open_superresolution(
         source: A folder with ``train`` and ``test``. Or one with other subfolders: those called like a known
             benchmark (``Set5``, ``Set14``, ``BSD100``, ``Urban100``, ``Manga109``, ``val``, ``test`` or with
             ``valid`` in the name) are test sets, all else is for training; folders of reduced pictures
-            (``LR`` in the name) are left out. Or ``None`` or ``"photos"`` for pieces of the two photographs that
-            scikit-learn ships, their right quarters for the test.
+            (``LR`` in the name) are left out. Or ``None`` or ``"photos"`` for pieces of the two photographs
+            that scikit-learn ships, their right quarters for the test.
         crop_size: Height and width of the large samples in pixels.
         scale: How many times smaller the small ones are, at least 2.
         split: ``train`` or ``test``.
