@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from sgc_distiller._version import __version__
 from sgc_distiller.errors import UserError, nearest
-from sgc_distiller.tasks import TASKS
+from sgc_distiller.tasks import TASKS, find_task
+from sgc_distiller.yaml_source import scalar
 
 __all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser", "task_options"]
 
@@ -89,6 +90,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.{hint} `{self.prog} --help` lists what is understood")
 
 
+_TASK_HELP = f"the GAN: {', '.join(TASKS)}, or the dotted path of your own, such as my_module.MyTask"
+
+
+def _task(name: str) -> str:
+    """Return the name of a task, checked."""
+    try:
+        find_task(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error  # the one that argparse shows as it is
+    return name
+
+
 def sgc_parser() -> Parser:
     """Return the parser of ``sgc``."""
     parser = Parser(
@@ -100,13 +113,15 @@ def sgc_parser() -> Parser:
         "train": "train a dense GAN",
         "compress": "prune a trained generator by a schedule",
         "evaluate": "measure the generator of a checkpoint",
+        "warm-up-discriminator": "train a discriminator for a generator that has none",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("task", choices=sorted(TASKS), help="the GAN")
-        command.add_argument("--data", metavar="DIR", help="data set: a folder, or 'digits' (bundled)")
+        command.add_argument("task", type=_task, metavar="TASK", help=_TASK_HELP)
+        command.add_argument("--data", metavar="DIR", help="data set: a folder (default: a bundled set)")
         _add_run_arguments(command)
     _add_schedule_command(commands)
+    _add_extractor_command(commands)
     quickstart = commands.add_parser(
         "quickstart",
         help="train a small DCGAN on digits, compress it, and compare",
@@ -133,7 +148,7 @@ def _add_schedule_command(commands: Any) -> None:
     )
     add = command.add_argument
     add("schedule", metavar="FILE", help="a schedule's file, or a shipped one's name")
-    add("-a", "--arch", dest="task", choices=sorted(TASKS), help="check names and shapes against this GAN")
+    add("-a", "--arch", dest="task", type=_task, metavar="TASK", help="check names and shapes against it")
     add(
         "--exp-load-weights-from", dest="weights_from", metavar="PATH", help="... and against this checkpoint"
     )
@@ -151,6 +166,25 @@ def _add_sizes(add: Callable[..., Any]) -> None:
     add("--image-size", type=int, metavar="N", help="height and width in pixels")
     add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
     add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
+    add(
+        "-O",
+        "--task-option",
+        dest="other_options",
+        action="append",
+        metavar="NAME=VALUE",
+        help="another option of the task, such as direction=BtoA; may be repeated",
+    )
+
+
+def _add_extractor_command(commands: Any) -> None:
+    text = "train the small network whose features the metrics compare where Inception is missing"
+    extractor = commands.add_parser("extractor", help=text, description=text.capitalize() + ".")
+    actions = extractor.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    train = actions.add_parser("train", help="train it on a folder of pictures")
+    add = train.add_argument
+    add("data", metavar="DIR", help="a folder of pictures, or the name of a bundled set")
+    add("--image-size", type=int, default=64, metavar="N", help="height and width in pixels (default: 64)")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
 
 
 def compress_gan_parser() -> Parser:
@@ -158,8 +192,8 @@ def compress_gan_parser() -> Parser:
     parser = Parser(
         prog="compress_gan.py", description="Train, prune or evaluate a GAN, as compress_classifier does."
     )
-    parser.add_argument("data", metavar="DATASET_DIR", help="data set: a folder, or 'digits' (bundled)")
-    parser.add_argument("-a", "--arch", dest="task", choices=sorted(TASKS), help="the GAN")
+    parser.add_argument("data", metavar="DATASET_DIR", help="data set: a folder, or a bundled one's name")
+    parser.add_argument("-a", "--arch", dest="task", type=_task, metavar="TASK", help=_TASK_HELP)
     parser.add_argument(
         "-e", "--evaluate", action="store_true", default=False, help="measure a checkpoint and exit"
     )
@@ -195,9 +229,9 @@ def _add_starting_points(parser: Parser) -> None:
 
 def _add_training(parser: Parser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, metavar="N", help="total number of epochs (default: the schedule's, or 25)")
+    add("--epochs", type=int, metavar="N", help="total number of epochs (default: schedule's or baseline's)")
     add("--steps-per-epoch", type=int, metavar="N", help="generator updates (default: the schedule's)")
-    add("-b", "--batch-size", type=int, metavar="N", help="pictures in a batch (default: 64)")
+    add("-b", "--batch-size", type=int, metavar="N", help="samples in a batch (default: baseline's)")
     add(
         "--lr",
         "--learning-rate",
@@ -238,7 +272,7 @@ def _add_metrics(parser: Parser) -> None:
     ):
         add(short, f"--effective-{which}-size", dest=f"{which}_size", type=float, metavar="F", help=text)
     add("--num-best-scores", dest="best_count", type=int, metavar="N", help="best epochs to name")
-    add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits")
+    add("--extractor", metavar="NAME", help="features of the metric: auto, inception, digits, folder")
     add("--extractor-weights", metavar="FILE", help="the extractor's weights")
     add("--epoch-images", type=int, metavar="N", help="pictures measured after an epoch (512)")
     add("--test-images", type=int, metavar="N", help="pictures measured at the end (5000)")
@@ -264,7 +298,17 @@ def _add_surroundings(parser: Parser) -> None:
 
 
 _TASK_OPTIONS = ("image_size", "channels", "width")
-_NOT_OPTIONS = ("command", "evaluate", "out_dir", "name", "verbose", "gpus", "cpu", "dry_run")
+_NOT_OPTIONS = (
+    "other_options",
+    "command",
+    "evaluate",
+    "out_dir",
+    "name",
+    "verbose",
+    "gpus",
+    "cpu",
+    "dry_run",
+)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -305,7 +349,13 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the sizes of the task that a person gave."""
     given = vars(arguments)
-    return {name: given[name] for name in _TASK_OPTIONS if given.get(name) is not None}
+    options = {name: given[name] for name in _TASK_OPTIONS if given.get(name) is not None}
+    for text in given.get("other_options") or []:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise UserError(f"-O {text}: expected NAME=VALUE, such as -O direction=BtoA")
+        options[name.strip().replace("-", "_")] = scalar(value)
+    return options
 
 
 def is_evaluation(arguments: argparse.Namespace) -> bool:

@@ -11,10 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sgc_distiller.data import ImageSet, open_images
+from sgc_distiller import checkpoints
+from sgc_distiller.data import Samples
+from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import GanSpec
-from sgc_distiller.extractors import Extractor, GeneratorMetric, load_extractor
+from sgc_distiller.extractors import Extractor, load_extractor
 from sgc_distiller.masks import sparsity_table
+from sgc_distiller.measuring import Measurement
 from sgc_distiller.metrics import MetricResult
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console, metric_record
@@ -24,13 +27,11 @@ from sgc_distiller.seeding import seed_for
 from sgc_distiller.settings import Options, pick_device
 from sgc_distiller.tasks import build_task
 from sgc_distiller.tasks.base import GANTask, Role
+from sgc_distiller.tasks.evaluation import Sheet
 
-__all__ = ["Run"]
+__all__ = ["Run", "resumable"]
 
 Record = dict[str, Any]
-
-USUAL_EPOCHS = 25
-"""Passes over the data that DCGAN's baseline trains for."""
 
 
 class Run:
@@ -54,13 +55,28 @@ class Run:
             torch.backends.cudnn.benchmark = False
         self.schedule: Schedule | None = read_schedule(options.schedule) if options.schedule else None
         self.gan: GanSpec = (self.schedule.gan if self.schedule else None) or GanSpec()
-        self.task: GANTask = build_task(options.task or "dcgan", **options.task_options)
-        self.images = self._images("train")
-        self._metrics: dict[str, GeneratorMetric] = {}
+        self.task: GANTask = build_task(options.task or "dcgan", options.task_options)
+        if self.task.note:
+            self.console.note(self.task.note, once=True)
+        self.data = self._open("train")
+        self._test_data: Samples | None = None
+        self._measurements: dict[str, Measurement] = {}
 
-    def _images(self, split: Literal["train", "test"]) -> ImageSet:
+    def _open(self, split: Literal["train", "test"]) -> Samples:
         share = self.options.train_size if split == "train" else 1.0
-        return open_images(self.options.data, self.task.image_size, self.task.channels, split, fraction=share)
+        return self.task.open_data(self.options.data, split, share)
+
+    @property
+    def test_data(self) -> Samples:
+        """The test split, opened when it is needed first."""
+        if self._test_data is None:
+            self._test_data = self._open("test")
+        return self._test_data
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch: as asked, or the baseline's."""
+        return self.options.batch_size or self.task.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,14 +85,14 @@ class Run:
             return self.options.steps_per_epoch
         if self.schedule and self.schedule.gan:
             return self.gan.steps_per_epoch
-        return math.ceil(len(self.images) / self.options.batch_size)
+        return math.ceil(len(self.data) / self.batch_size / self.task.batches_per_step)
 
     @property
     def epochs(self) -> int:
         """Where training stops."""
         if self.options.epochs:
             return self.options.epochs
-        return self.schedule.epochs if self.schedule else USUAL_EPOCHS
+        return self.schedule.epochs if self.schedule else self.task.epochs
 
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
         """Return an untrained network whose weights depend on the seed alone."""
@@ -100,31 +116,45 @@ class Run:
     @cached_property
     def extractor(self) -> Extractor:
         """The features' extractor that the options name; says aloud if it is a stand-in."""
-        weights = self.options.extractor_weights
-        extractor = load_extractor(self.options.extractor, Path(weights) if weights else None, self.device)
+        weights, task = self.options.extractor_weights, self.task
+        extractor = load_extractor(
+            self.options.extractor,
+            Path(weights) if weights else None,
+            self.device,
+            source=self.options.data,
+            image_size=task.image_size,
+        )
         if extractor.note:
             self.console.note(extractor.note, once=True)
         return extractor
 
-    def metric(self, split: Literal["train", "test"]) -> GeneratorMetric:
-        """Return the metric against the training or the test pictures."""
-        if split not in self._metrics:
-            images = self.images if split == "train" else self._images(split)
-            self._metrics[split] = GeneratorMetric(self.extractor, images, cache_folder())
-        return self._metrics[split]
+    def measurement(self, split: Literal["train", "test"]) -> Measurement:
+        """Return the metrics against the training or the test pictures."""
+        if split not in self._measurements:
+            data = self.data if split == "train" else self.test_data
+            evaluations = self.task.evaluations(data)
+            self._measurements[split] = Measurement(evaluations, self.extractor, cache_folder())
+        return self._measurements[split]
 
-    def measure(self, metric: GeneratorMetric, generator: nn.Module, count: int) -> list[MetricResult]:
-        """Return the metrics of ``count`` pictures drawn by the task's test protocol."""
-        seed = seed_for(self.options.seed, "metric")
-        pictures = self.task.sample(generator, count, seed, self.device)
-        return metric.evaluate(pictures, self.task.protocol(), seed)
+    def measure(
+        self, split: Literal["train", "test"], generator: nn.Module, count: int
+    ) -> list[MetricResult]:
+        """Return the metrics of at most ``count`` pictures drawn by the task's test protocol."""
+        return self.measurement(split).evaluate(
+            generator, count, seed_for(self.options.seed, "metric"), self.device
+        )
+
+    def sheet(self, generator: nn.Module) -> Sheet:
+        """Return pictures to look at, the same inputs every time."""
+        seed = seed_for(self.options.seed, "pictures")
+        return self.task.sheet(generator, self.test_data, seed, self.device).cpu()
 
     def result(self, generator: nn.Module, method: str, plan: list[dict[str, float]], **known: Any) -> Record:
         """Measure a generator on the test pictures and return its result record."""
         rows = [row for row in sparsity_table(generator) if row["name"] in set(prunable_names(generator))]
         dense = sum(row["dense"] for row in rows)
         last = plan[-1] if plan else {}
-        metrics = self.measure(self.metric("test"), generator, self.options.images_for_result)
+        metrics = self.measure("test", generator, self.options.images_for_result)
         return {
             "kind": "result",
             "task": self.task.name,
@@ -135,5 +165,35 @@ class Run:
             "seed": self.options.seed,
             "nonzero": sum(row["nonzero"] for row in rows),
             "weights": dense,
+            "loss_weights": dict(self.task.generator_weights),
             **known,
         }
+
+
+def resumable(run: Run) -> Record:
+    """Return the checkpoint to resume from.
+
+    Raises:
+        UserError: If the file is no checkpoint of a run of this task.
+    """
+    path = str(run.options.resume_from)
+    content = checkpoints.load_checkpoint(path, run.device)
+    needed = ("epoch", "step", "optimizer_state_dict", "discriminator_state_dict", "config", "teacher_sha256")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise UserError(
+            f"{path}: cannot be resumed, it lacks {', '.join(missing)}; expected a checkpoint that sgc "
+            "wrote. To start from its weights alone: --exp-load-weights-from"
+        )
+    if content.get("arch") != run.task.name:
+        raise UserError(
+            f"{path}: is a checkpoint of {content.get('arch')!r}, expected {run.task.name!r}; set -a"
+        )
+    steps = (content["epoch"] + 1) * run.steps_per_epoch
+    if run.options.continues and content["step"] != steps:
+        raise UserError(
+            f"{path}: was trained for {content['step']} steps in {content['epoch'] + 1} epochs, got "
+            f"{run.steps_per_epoch} steps an epoch; a run that is resumed keeps its own, so leave "
+            "--steps-per-epoch out, or begin a new run from its weights with --reset-optimizer"
+        )
+    return content

@@ -11,18 +11,18 @@ from typing import Any
 from torch import nn
 
 from sgc_distiller import checkpoints, yaml_source
-from sgc_distiller.assembly import Run
+from sgc_distiller.assembly import Run, resumable
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.schedule_plan import decided_late
-from sgc_distiller.session import Session, resumable
+from sgc_distiller.session import Session
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.supervision import Supervision
 
-__all__ = ["Options", "compress", "evaluate", "plan", "resolve", "train"]
+__all__ = ["Options", "compress", "evaluate", "plan", "resolve", "train", "warm_up"]
 
 Record = dict[str, Any]
 
@@ -40,6 +40,31 @@ def train(options: Options, console: Console | None = None) -> Record:
         _load_start(run, generator, discriminator, options.weights_from)
     supervision = Supervision(run.task, generator, discriminator)
     return Session(run, supervision).execute()
+
+
+def warm_up(options: Options, console: Console | None = None) -> Record:
+    """Train a discriminator against a trained generator that stays as it is; return the result record.
+
+    For those who have a public generator but not its discriminator. The paper's discriminator is the one that
+    the generator was trained with; one that is trained afterwards stands in for it.
+
+    Raises:
+        UserError: If the options name no trained generator.
+    """
+    _refuse_compression(options)
+    if not options.weights_from and not options.resume_from:
+        raise UserError(
+            "warming up a discriminator needs a trained generator: --exp-load-weights-from CHECKPOINT (a run "
+            "folder of `sgc train`, or a generator's weights)"
+        )
+    run = Run(dataclasses.replace(options, warm_up=True, method=options.method or "warm-up"), console)
+    if not run.task.judges:
+        raise UserError(f"task {run.task.name!r} trains without a discriminator with these options")
+    generator, discriminator = run.build("generator"), run.build("discriminator")
+    if options.weights_from:
+        other = discriminator if options.discriminator_from else None
+        _load_start(run, generator, other, options.weights_from)
+    return Session(run, Supervision(run.task, generator, discriminator)).execute()
 
 
 def compress(options: Options, console: Console | None = None) -> Record:
@@ -137,8 +162,8 @@ def _beside_schedule(run: Run, student: nn.Module, resolved: Record, rates: list
     options = run.options
     settings: Record = {
         "task": f"{run.task.name}, {', '.join(f'{key} {value}' for key, value in run.task.options.items())}",
-        "data": run.images.name,
-        "batch size": options.batch_size,
+        "data": run.data.name,
+        "batch size": run.batch_size,
         "weight decay": options.weight_decay,
         "seed": options.seed,
         "device": run.device,
@@ -209,7 +234,8 @@ def _load_start(run: Run, generator: nn.Module, discriminator: nn.Module | None,
     else:
         raise UserError(
             f"{source}: holds a generator but no discriminator, which supervises the pruning; add "
-            "--discriminator-from CHECKPOINT, or set gan.discriminator.init: random in the schedule"
+            "--discriminator-from CHECKPOINT (`sgc warm-up-discriminator` trains one), or set "
+            "gan.discriminator.init: random in the schedule"
         )
     checkpoints.load_weights(discriminator, state, f"{other or source}, discriminator")
 

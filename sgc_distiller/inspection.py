@@ -95,7 +95,7 @@ def inspect_schedule(
     schedule = read_schedule(filename)
     if task is None:
         return _outline(schedule, None, None, lr, "the file alone; -a TASK checks names and shapes too")
-    made = build_task(task, **(task_options or {}))
+    made = build_task(task, task_options)
     width = schedule.gan.student.width if schedule.gan else 1.0
     generator, discriminator = made.build("generator", width), made.build("discriminator")
     checked = f"{task}, {dict(made.options)}"

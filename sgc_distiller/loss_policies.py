@@ -132,9 +132,15 @@ class SelfSupervisedPolicy(_LossPolicy):
         self.ema_decay = checks.fraction(ema_decay, "ema_decay")
         self.feature_weight = checks.number(features, "features", low=0.0)
         task = self.supervision.task
+        if not task.judges:
+            raise UserError(
+                f"task {task.name!r} trains without a discriminator here, by which SelfSupervisedPolicy "
+                "compares; take a loss with one, or OutputDistillationPolicy"
+            )
         weights = _checked_weights(term_weights, {**task.generator_weights, **task.discriminator_weights})
         self._gc_weights = {term: weights[term] for term in task.generator_weights}
-        self._dc_weights = {term: weights[term] for term in task.discriminator_weights}
+        compared = [term for term in task.discriminator_weights if term not in task.own_term_names]
+        self._dc_weights = {term: weights[term] for term in compared}
         self._scales: dict[str, Tensor] = {}
 
     def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
@@ -235,9 +241,12 @@ class OutputDistillationPolicy(_LossPolicy):
         self.kind: Literal["l1", "mse"] = kind
 
     def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
-        distance = losses.picture_distance(
-            context.teacher_outputs["fake"], context.student_outputs["fake"], self.kind
-        )
+        teacher, student = context.teacher_outputs, context.student_outputs
+        distances = [
+            losses.picture_distance(teacher[name], student[name], self.kind)
+            for name in self.supervision.task.imitates
+        ]
+        distance = torch.stack(distances).mean()
         overall = self.distill_weight * distance
         if self.mode == "add":
             overall = self.student_weight * loss + overall

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["comparison", "enlargement", "grid", "save_comparison", "save_grid"]
+__all__ = ["boxed", "comparison", "enlargement", "grid", "save_comparison", "save_grid"]
 
 _SMALL = 64  # pixels; pictures up to this size are enlarged
 _COMFORTABLE = 128  # pixels; small pictures are enlarged up to this size
@@ -57,8 +57,33 @@ def grid(images: Tensor, columns: int = 8, scale: int | None = None) -> Image.Im
     return drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.NEAREST)
 
 
-def comparison(dense: Tensor, sparse: Tensor, columns: int = 8) -> dict[str, Image.Image]:
-    """Return grids of dense and sparse pictures of the same noise, and of their residual.
+def boxed(picture: Tensor, factor: int = 3) -> Tensor:
+    """Return a picture with a box marked in its middle, and the box's content enlarged beside it.
+
+    Args:
+        picture: Shape (3, H, W), values in [-1, 1].
+        factor: How many times the box is enlarged, without smoothing.
+
+    Returns:
+        Shape (3, H, W + factor * (W // factor)).
+    """
+    height, width = picture.shape[1] // factor, picture.shape[2] // factor
+    top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
+    box = picture[:, top : top + height, left : left + width]
+    large = box.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    beside = torch.full((3, picture.shape[1], large.shape[2]), -1.0).to(picture)
+    beside[:, : large.shape[1]] = large
+    marked = picture.clone()
+    frame = torch.tensor([1.0, -1.0, -1.0]).to(picture).view(3, 1, 1)
+    marked[:, [top, top + height - 1], left : left + width] = frame
+    marked[:, top : top + height, [left, left + width - 1]] = frame
+    return torch.cat([marked, beside], 2)
+
+
+def comparison(
+    dense: Tensor, sparse: Tensor, columns: int = 8, given: Tensor | None = None
+) -> dict[str, Image.Image]:
+    """Return grids of dense and sparse pictures of the same noise or inputs, and of their residual.
 
     The residual is (sparse - dense) / 2, shown around mid grey, once as it is and once amplified ten times
     (arXiv:2007.01491 shows its pictures so).
@@ -67,6 +92,8 @@ def comparison(dense: Tensor, sparse: Tensor, columns: int = 8) -> dict[str, Ima
         dense: Pictures of the dense generator, shape (N, C, H, W), values in [-1, 1].
         sparse: Those of the sparse generator, same shape.
         columns: Pictures in a row.
+        given: Inputs and truths that stand in front of each row of the first two grids, shape (rows, columns,
+            C, H, W).
 
     Returns:
         Pictures by name: ``dense``, ``sparse``, ``residual``, ``residual_x10``.
@@ -80,8 +107,14 @@ def comparison(dense: Tensor, sparse: Tensor, columns: int = 8) -> dict[str, Ima
             f"{tuple(sparse.shape)}."
         )
     residual = (sparse.detach() - dense.detach()) / 2
-    shown = {"dense": dense, "sparse": sparse, "residual": residual, f"residual_x{_GAIN}": residual * _GAIN}
-    return {name: grid(images, columns) for name, images in shown.items()}
+    panels = {"dense": (dense, columns), "sparse": (sparse, columns)}
+    if given is not None:
+        for name, (images, _) in panels.items():
+            made = images.reshape(-1, columns, *images.shape[1:])  # (rows, columns, C, H, W)
+            rows = torch.cat([given, made], 1)
+            panels[name] = (rows.flatten(0, 1), rows.shape[1])
+    panels |= {"residual": (residual, columns), f"residual_x{_GAIN}": (residual * _GAIN, columns)}
+    return {name: grid(*panel) for name, panel in panels.items()}
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 8, scale: int | None = None) -> Path:
@@ -92,12 +125,14 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, scale: int | N
     return path
 
 
-def save_comparison(dense: Tensor, sparse: Tensor, folder: str | Path, columns: int = 8) -> dict[str, Path]:
+def save_comparison(
+    dense: Tensor, sparse: Tensor, folder: str | Path, columns: int = 8, given: Tensor | None = None
+) -> dict[str, Path]:
     """Write `comparison` to ``dense.png``, ``sparse.png``, ... and return the paths by name."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, picture in comparison(dense, sparse, columns).items():
+    for name, picture in comparison(dense, sparse, columns, given).items():
         paths[name] = folder / f"{name}.png"
         picture.save(paths[name], format="PNG", optimize=True)
     return paths

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from sgc_distiller import checkpoints, pictures, wording
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.metrics import MetricResult
+from sgc_distiller.module_state import unwrapped
 from sgc_distiller.runs import RunFolder
-from sgc_distiller.supervision import unwrapped
+from sgc_distiller.tasks.evaluation import Sheet
 from sgc_distiller.training import StepReport, Trainer
 
 __all__ = ["Console", "Recorder", "generator_sparsity"]
@@ -67,7 +69,8 @@ class Recorder:
         prunable: Names of the convolutions', transposed convolutions' and linear layers' weights.
         plan: For each epoch, the sparsity that the schedule asks of each weight.
         state: Returns what a checkpoint holds beside the networks: configuration, teacher's hash, ...
-        sample_seed: Seed of the pictures that are drawn after every epoch.
+        sheet: Returns pictures of a generator to look at, on the CPU, the same inputs every time.
+        columns: Titles of the columns of those pictures, known at the end.
         best_count: How many best epochs to name.
         masks_sparsity: Whether to show every mask's sparsity after an epoch.
         param_hist: Whether to write histograms of the weights for TensorBoard.
@@ -79,11 +82,12 @@ class Recorder:
     prunable: set[str]
     plan: list[dict[str, float]]
     state: Callable[[Trainer], Record]
-    sample_seed: int
+    sheet: Callable[[torch.nn.Module], Sheet]
     best_count: int = 1
     masks_sparsity: bool = False
     param_hist: bool = False
     scores: list[Record] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     def on_step(self, report: StepReport) -> None:
         """Record a step's loss terms."""
@@ -119,9 +123,7 @@ class Recorder:
         self.folder.log({"kind": "layers", "step": report.step, "layers": rows})
         if self.param_hist:
             self.folder.histograms(dict(unwrapped(generator).named_parameters()), report.step)
-        pictures.save_grid(
-            self.draw(trainer, generator)[:_STRIP], self.folder.epoch_sample(report.epoch), _STRIP
-        )
+        _save_strip(self.sheet(generator), self.folder.epoch_sample(report.epoch))
         self.console.epoch(record)
         if self.masks_sparsity:
             self.console.layers(f"Masks after epoch {report.epoch} (last: {trainer.epochs - 1})", rows)
@@ -129,7 +131,7 @@ class Recorder:
             self._score(record)
             first = results[0]
             return {"max" if first.higher_is_better else "min": first.value}
-        return {"min": report.means["generator.loss"]}
+        return {"min": report.means.get("generator.loss", report.means.get("discriminator.loss", 0.0))}
 
     def on_epoch_closed(self, trainer: Trainer, report: StepReport) -> None:
         """Write the checkpoint, and the best one if this epoch is the best so far.
@@ -149,12 +151,15 @@ class Recorder:
     def on_end(self, trainer: Trainer) -> None:
         """Draw the finished generator, beside the dense one where there is one."""
         generator, teacher = trainer.supervision.generator, trainer.supervision.teacher
-        sparse = self.draw(trainer, generator)
-        pictures.save_grid(sparse[:_STRIP], self.folder.samples / "strip.png", _STRIP)
+        sheet = self.sheet(generator)
+        samples = self.folder.samples
+        _save_strip(sheet, samples / "strip.png")
+        self.columns = list(sheet.titles)
         if teacher is not None:
-            pictures.save_comparison(self.draw(trainer, teacher), sparse, self.folder.samples)
+            dense, sparse = (item.made.flatten(0, 1) for item in (self.sheet(teacher), sheet))
+            pictures.save_comparison(dense, sparse, samples, sheet.made.shape[1], sheet.given)
         else:
-            pictures.save_grid(sparse, self.folder.samples / "dense.png")
+            pictures.save_grid(sheet.rows.flatten(0, 1), samples / "dense.png", sheet.columns)
 
     def checkpoint(self, trainer: Trainer) -> Record:
         """Return everything that a resumed run needs, under Distiller's keys and ours.
@@ -177,6 +182,7 @@ class Recorder:
             "step": trainer.step,
             "discriminator_state_dict": supervision.discriminator.state_dict(),
             "discriminator_optimizer_state_dict": trainer.discriminator_optimizer.state_dict(),
+            "pools": {name: pool.state_dict() for name, pool in supervision.pools.items()},
             **self.state(trainer),
         }
 
@@ -213,10 +219,11 @@ class Recorder:
         self.scores.sort(key=_rank)
         del self.scores[max(self.best_count, 1) :]
 
-    def draw(self, trainer: Trainer, generator: torch.nn.Module) -> Tensor:
-        """Return 32 pictures, the same noise every time."""
-        chunks = trainer.task.sample(generator, 32, self.sample_seed, trainer.supervision.device)
-        return torch.cat(list(chunks)).cpu()
+
+def _save_strip(sheet: Sheet, path: Path) -> None:
+    """Write the first whole rows of a sheet as one row of at most `_STRIP` pictures, or its first row."""
+    first = sheet.rows[: max(1, _STRIP // sheet.columns)].flatten(0, 1)
+    pictures.save_grid(first, path, len(first))
 
 
 def _copy(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def _report(run: RunFolder) -> dict[str, Any]:
         "scores": _scores(dense, sparse),
         "facts": _facts(run, config, result, records),
         **_pictures(run),
-        "pictures_text": "Pictures at the same place of two panels come from the same noise.",
+        "pictures_text": _about_panels(result.get("columns")),
         **_strips(run),
         "charts": run_charts(records, dense),
         **_layers(layers),
@@ -204,6 +204,16 @@ def _steps(config: Record, steps: int) -> str:
 
 def _plural(number: int, thing: str) -> str:
     return f"{count(number)} {thing}{'' if number == 1 else 's'}"
+
+
+def _about_panels(titles: Sequence[str] | None) -> str:
+    """Return how to read the panels of pictures, whose columns have these titles."""
+    if not titles:
+        return "Pictures at the same place of two panels come from the same noise."
+    return (
+        f"From left to right: {', '.join(titles)}. Rows are the same inputs in each panel; the residuals "
+        "show what the generators made."
+    )
 
 
 def _pictures(run: RunFolder) -> dict[str, Any]:

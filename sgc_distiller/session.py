@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sgc_distiller import checkpoints, wording
-from sgc_distiller.assembly import Run
+from sgc_distiller.assembly import Run, resumable
 from sgc_distiller.data import batches
 from sgc_distiller.distiller_runtime import build_with_distiller, distiller_folder
 from sgc_distiller.errors import UserError
@@ -29,38 +29,9 @@ from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Role
 from sgc_distiller.training import Trainer
 
-__all__ = ["Session", "resumable"]
+__all__ = ["Session"]
 
 Record = dict[str, Any]
-
-
-def resumable(run: Run) -> Record:
-    """Return the checkpoint to resume from.
-
-    Raises:
-        UserError: If the file is no checkpoint of a run of this task.
-    """
-    path = str(run.options.resume_from)
-    content = checkpoints.load_checkpoint(path, run.device)
-    needed = ("epoch", "step", "optimizer_state_dict", "discriminator_state_dict", "config", "teacher_sha256")
-    missing = [key for key in needed if key not in content]
-    if missing:
-        raise UserError(
-            f"{path}: cannot be resumed, it lacks {', '.join(missing)}; expected a checkpoint that sgc "
-            "wrote. To start from its weights alone: --exp-load-weights-from"
-        )
-    if content.get("arch") != run.task.name:
-        raise UserError(
-            f"{path}: is a checkpoint of {content.get('arch')!r}, expected {run.task.name!r}; set -a"
-        )
-    steps = (content["epoch"] + 1) * run.steps_per_epoch
-    if run.options.continues and content["step"] != steps:
-        raise UserError(
-            f"{path}: was trained for {content['step']} steps in {content['epoch'] + 1} epochs, got "
-            f"{run.steps_per_epoch} steps an epoch; a run that is resumed keeps its own, so leave "
-            "--steps-per-epoch out, or begin a new run from its weights with --reset-optimizer"
-        )
-    return content
 
 
 class Session:
@@ -112,7 +83,7 @@ class Session:
         finished = self._finished(first_epoch) if options.continues else None
         if finished is not None:
             return finished
-        run.metric("test")  # what it lacks shows now and not after the training
+        run.measurement("test")  # what it lacks shows now and not after the training
         self.folder = RunFolder(options.folder)
         self._announce()
         try:
@@ -234,6 +205,7 @@ class Session:
                 steps=trainer.step,
                 checkpoint=str(folder.checkpoint_file),
                 best_epochs=recorder.scores,
+                columns=recorder.columns,
                 **self._discriminator_sparsity(),
             )
         folder.log(result)
@@ -291,6 +263,8 @@ class Session:
             self.discriminator_scheduler.load_state_dict(checkpoint["discriminator_compression_sched"])
         self.generator_optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.discriminator_optimizer.load_state_dict(checkpoint["discriminator_optimizer_state_dict"])
+        for name, pool in supervision.pools.items():
+            pool.load_state_dict(checkpoint.get("pools", {}).get(name, {}), supervision.device)
         self._follow_options(checkpoint["config"], scheduler)
         return int(checkpoint["epoch"]) + 1
 
@@ -319,15 +293,16 @@ class Session:
     def _recorder(self, resumed: Record | None) -> Recorder:
         run, options = self.run, self.run.options
         count = options.images_an_epoch
-        metric = run.metric("train") if count else None
+        if count:
+            run.measurement("train")
         return Recorder(
             folder=self.folder,
             console=run.console,
-            evaluate=(lambda generator: run.measure(metric, generator, count)) if metric else None,
+            evaluate=(lambda generator: run.measure("train", generator, count)) if count else None,
+            sheet=run.sheet,
             prunable=set(prunable_names(self.supervision.generator)),
             plan=self.plan,
             state=self._state,
-            sample_seed=seed_for(options.seed, "pictures"),
             best_count=options.best_count,
             masks_sparsity=options.masks_sparsity,
             param_hist=options.param_hist,
@@ -358,7 +333,7 @@ class Session:
             generator_optimizer=self.generator_optimizer,
             discriminator_optimizer=self.discriminator_optimizer,
             batches=lambda start: batches(
-                run.images, options.batch_size, options.seed, start, options.workers, run.device
+                run.data, run.batch_size, options.seed, start, options.workers, run.device
             ),
             steps_per_epoch=run.steps_per_epoch,
             epochs=run.epochs,
@@ -366,6 +341,8 @@ class Session:
             observer=recorder,
             scheduler=scheduler,
             discriminator_scheduler=self.discriminator_scheduler,
+            trains_generator=not options.warm_up,
+            follows_schedule=run.schedule is not None and run.schedule.sets_learning_rate,
             report_every=options.report_every,
             epoch=first_epoch,
         )

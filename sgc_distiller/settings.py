@@ -14,7 +14,7 @@ from sgc_distiller import checks
 from sgc_distiller.checkpoints import find_checkpoint, load_checkpoint, plain_names
 from sgc_distiller.errors import UserError
 from sgc_distiller.runs import RunFolder
-from sgc_distiller.tasks import TASKS
+from sgc_distiller.tasks import TASKS, find_task
 
 __all__ = ["Options", "pick_device", "resolve"]
 
@@ -35,14 +35,15 @@ class Options:
     """Settings of one run; ``config.json`` in the run folder holds them. ``None`` means "as usual".
 
     Attributes:
-        task: Name in `sgc_distiller.tasks.TASKS`; as usual: the checkpoint's, else ``dcgan``.
-        data: Folder of the data set, or ``digits`` for those that come with scikit-learn; as usual: what the
-            checkpoint was trained on, else ``digits``.
+        task: Name in `sgc_distiller.tasks.TASKS`, or the dotted path of a `GANTask`; as usual: the
+            checkpoint's, else ``dcgan``.
+        data: Folder of the data set, or the name of the one that comes with the package, ``digits`` for
+            DCGAN; as usual: what the checkpoint was trained on, else the latter.
         task_options: Arguments of the task, such as ``image_size``, ``channels`` and ``width``; those not
             named are the checkpoint's, else the baseline's.
-        epochs: Where to stop, counted from 0; as usual: the schedule's last epoch, else 25.
+        epochs: Where to stop, counted from 0; as usual: the schedule's last epoch, else the baseline's.
         steps_per_epoch: Generator updates in an epoch; as usual: the schedule's, else a pass over the data.
-        batch_size: Pictures in a batch.
+        batch_size: Samples in a batch; as usual: the baseline's.
         lr: Learning rate of both networks; as usual: the schedule's, else the baseline's.
         weight_decay: Of both networks.
         seed: Of everything random.
@@ -60,7 +61,7 @@ class Options:
         train_size: Share of the training pictures used, in (0, 1].
         valid_size: Share of ``epoch_images``, in (0, 1].
         test_size: Share of ``test_images``, in (0, 1].
-        extractor: ``auto``, ``inception`` or ``digits``.
+        extractor: ``auto``, ``inception``, ``digits`` or ``folder``.
         extractor_weights: Path of the extractor's weights.
         epoch_images: Pictures drawn for the metric after each epoch, at least 2; 0 for none.
         test_images: Pictures drawn for the result, at least 2.
@@ -71,6 +72,7 @@ class Options:
         distill_weight: Adds distillation of the pictures with this weight; ``None`` for none.
         student_weight: Weight of the loss so far beside it.
         runtime: What drives the schedule: ``builtin``, or Intel's ``distiller`` where it is installed.
+        warm_up: Train the discriminator alone, against a generator that stays as it is.
         prune_only: Apply the schedule's masks without any training.
         method: What a result is called; as usual: the schedule's file name.
     """
@@ -80,7 +82,7 @@ class Options:
     task_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     steps_per_epoch: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     lr: float | None = None
     weight_decay: float = 0.0
     seed: int = 0
@@ -108,15 +110,16 @@ class Options:
     distill_weight: float | None = None
     student_weight: float = 1.0
     runtime: str = "builtin"
+    warm_up: bool = False
     prune_only: bool = False
     method: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name in ("epochs", "steps_per_epoch"):
+        for name in ("epochs", "steps_per_epoch", "batch_size"):
             if getattr(self, name) is not None:
                 checks.integer(getattr(self, name), _flag(name), low=1)
-        for name, low in (("batch_size", 2), ("workers", 0), ("report_every", 1), ("epoch_images", 0)):
+        for name, low in (("workers", 0), ("report_every", 1), ("epoch_images", 0)):
             checks.integer(getattr(self, name), _flag(name), low=low)
         checks.integer(self.test_images, _flag("test_images"), low=2)
         if self.epoch_images == 1:
@@ -235,13 +238,14 @@ def resolve(given: Mapping[str, Any]) -> Options:
     if asked.resume_from:
         merged["resume_from"] = str(find_checkpoint(asked.resume_from))
     merged["task"] = merged.get("task") or "dcgan"
-    merged["data"] = merged.get("data") or "digits"
+    task = find_task(merged["task"])
+    merged["data"] = merged.get("data") or task.built_in
     for name in ("data", "extractor_weights"):
-        if merged.get(name) not in (None, "digits"):  # so that the run can be resumed from elsewhere
+        if merged.get(name) not in (None, task.built_in):  # so that the run can be resumed from elsewhere
             merged[name] = str(Path(merged[name]).expanduser().absolute())
-    task = TASKS.get(merged["task"])
-    usual = task.usual_options() if task else {}
-    merged["task_options"] = {**usual, **known.get("task_options", {}), **asked.task_options}
+    named = known.get("task_options", {}) | dict(asked.task_options)
+    told = {} if named.keys() >= task.data_options else task.options_for(merged["data"])
+    merged["task_options"] = {**task.usual_options(), **told, **named}
     options = Options(**merged)
     options.refuse_flags_without_partner()
     return options

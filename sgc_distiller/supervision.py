@@ -18,31 +18,29 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec
+from sgc_distiller.image_pool import ImagePool
+from sgc_distiller.module_state import (
+    frozen_statistics,
+    same_randomness,
+    trainable,
+    unwrapped,
+    without_graph,
+)
+from sgc_distiller.seeding import seed_for
 from sgc_distiller.tasks.base import (
     Batch,
     GANTask,
     Judgement,
     Outputs,
     Terms,
-    frozen_statistics,
-    same_randomness,
 )
 
-__all__ = ["StepContext", "Supervision", "unwrapped"]
+__all__ = ["StepContext", "Supervision"]
 
 _registry: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Supervision]] = weakref.WeakKeyDictionary()
 
 EPSILON = 1e-8
 """Smallest denominator of a normalised distance; the paper names none."""
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
-    while True:
-        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
 
 
 class StepContext:
@@ -56,6 +54,7 @@ class StepContext:
         self._supervision = supervision
         self.batch = batch
         self._given_outputs = outputs
+        self.real_judgement_with_graph: Judgement | None = None
         self.readers: set[int] = set()
 
     @cached_property
@@ -74,12 +73,16 @@ class StepContext:
     def student_judgement(self) -> Judgement:
         """The discriminator on the student's pictures."""
         own = self._supervision
+        if not own.task.judges:
+            return {}
         return own.task.judge_fake(own.discriminator, self.batch, self.student_outputs)
 
     @cached_property
     def teacher_judgement(self) -> Judgement:
         """The discriminator on the teacher's pictures."""
         own = self._supervision
+        if not own.task.judges:
+            return {}
         with torch.no_grad(), frozen_statistics(own.discriminator):
             return own.task.judge_fake(own.discriminator, self.batch, self.teacher_outputs)
 
@@ -87,6 +90,11 @@ class StepContext:
     def real_judgement(self) -> Judgement:
         """The discriminator on the batch's real pictures, shared by teacher and student."""
         own = self._supervision
+        if own.judges_next:
+            with trainable(own.discriminator):
+                self.real_judgement_with_graph = own.task.judge_real(own.discriminator, self.batch)
+            shared: Judgement = without_graph(self.real_judgement_with_graph)
+            return shared
         with torch.no_grad(), frozen_statistics(own.discriminator):
             return own.task.judge_real(own.discriminator, self.batch)
 
@@ -94,17 +102,22 @@ class StepContext:
     def student_generator_terms(self) -> Terms:
         """The terms of l-G_C (paper, eq. 2)."""
         own = self._supervision
-        return own.task.generator_terms(
-            own.generator, self.batch, self.student_outputs, self.student_judgement
-        )
+        outputs, judgement = self.student_outputs, self.student_judgement
+        with own.randomness(self.batch, "terms"):
+            return own.task.generator_terms(own.generator, self.batch, outputs, judgement)
 
     @cached_property
     def teacher_generator_terms(self) -> Terms:
         """The terms of l-G_O (paper, eq. 1)."""
         own = self._supervision
         teacher = own.require_teacher()
-        with torch.no_grad(), frozen_statistics(own.discriminator, teacher):
-            return own.task.generator_terms(teacher, self.batch, self.teacher_outputs, self.teacher_judgement)
+        outputs, judgement = self.teacher_outputs, self.teacher_judgement
+        with (
+            torch.no_grad(),
+            frozen_statistics(own.discriminator, teacher),
+            own.randomness(self.batch, "terms"),
+        ):
+            return own.task.generator_terms(teacher, self.batch, outputs, judgement)
 
     @cached_property
     def student_discriminator_terms(self) -> Terms:
@@ -180,6 +193,7 @@ class Supervision:
         if teacher is not None:
             teacher.requires_grad_(False)
         self._has_dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in generator.modules())
+        self.pools = {name: ImagePool(size) for name, size in task.pools.items()}
         self._context: StepContext | None = None
         self._minibatch: int | None = None
         _registry[unwrapped(generator)] = weakref.ref(self)
@@ -216,13 +230,13 @@ class Supervision:
 
     def generate(self, batch: Batch) -> Outputs:
         """Return the student's pictures with their graph."""
-        with self._randomness(batch):
+        with self.randomness(batch):
             return self.task.generate(self.generator, batch)
 
     def generate_dense(self, batch: Batch) -> Outputs:
         """Return the teacher's pictures: same noise, same dropout masks, no graph, buffers unmoved."""
         teacher = self.require_teacher()
-        with torch.no_grad(), frozen_statistics(teacher), self._randomness(batch):
+        with torch.no_grad(), frozen_statistics(teacher), self.randomness(batch):
             return self.task.generate(teacher, batch)
 
     def begin(self, minibatch_id: int) -> None:
@@ -290,34 +304,73 @@ class Supervision:
         ``consistency`` is eq. 8 with the discriminator as the variable, ``both`` is their sum.
         """
         task, judge, spec = self.task, self.discriminator, self.spec
-        fakes = self.generate_dense(batch) if spec.fake == "teacher" else _detached(outputs)
+        fakes = self.generate_dense(batch) if spec.fake == "teacher" else without_graph(outputs)
+        kept = self._judged_real(batch)
         if spec.real == "teacher":
-            batch = {**batch, "real": self.generate_dense(batch)["fake"]}
-        real = task.judge_real(judge, batch)
-        terms = task.discriminator_terms(judge, batch, fakes, real, task.judge_fake(judge, batch, fakes))
+            dense = self.generate_dense(batch)
+            batch = {**batch, **{of: dense[name] for name, of in task.imitates.items()}}
+        real = task.judge_real(judge, batch) if kept is None else kept
+        shown = self._from_pools(fakes, batch)
+        terms = self._discriminator_terms(batch, shown, real)
         logged = {f"discriminator.{name}": term.detach().mean() for name, term in terms.items()}
         loss = task.total(terms, "discriminator") if spec.objective != "consistency" else None
         if spec.objective != "adversarial":
-            distance = self._discriminator_consistency(batch, real, terms)
+            student = self._discriminator_terms(batch, fakes, real) if self.pools else terms
+            distance = self._discriminator_consistency(batch, real, student)
             logged["discriminator.consistency"] = distance.detach()
             loss = distance if loss is None else loss + distance
         assert loss is not None
         return loss, logged
 
+    @property
+    def judges_next(self) -> bool:
+        """Whether an update of the discriminator follows a generator's on the same pictures.
+
+        What it says of the real ones is then computed once, with the graph that its own update needs.
+        """
+        roles = [phase.role for phase in self.task.phases]
+        return self.spec.train and self.spec.real == "data" and roles[-1:] == ["discriminator"]
+
+    def _judged_real(self, batch: Batch) -> Judgement | None:
+        """Return what a generator's step has kept of the real pictures of the same batch, once."""
+        context = self._context
+        if context is None or context.batch is not batch:
+            return None
+        kept, context.real_judgement_with_graph = context.real_judgement_with_graph, None
+        return kept
+
+    def _from_pools(self, fakes: Outputs, batch: Batch) -> Outputs:
+        """Return the pictures that the discriminator is shown: new ones, or earlier ones of their pool."""
+        if not self.pools:
+            return fakes
+        if "pool_seed" not in batch:
+            raise UserError(
+                "the discriminator is shown pictures out of pools, but the batch names no 'pool_seed': put "
+                "an integer that depends on the step alone under that key"
+            )
+        drawn = {
+            name: pool.query(fakes[name], seed_for(batch["pool_seed"], name))
+            for name, pool in self.pools.items()
+        }
+        return {**fakes, **drawn}
+
+    def _discriminator_terms(self, batch: Batch, fakes: Outputs, real: Judgement) -> Terms:
+        """Return all terms of the discriminator's loss, its own ones too."""
+        task, judge = self.task, self.discriminator
+        fake = task.judge_fake(judge, batch, fakes)
+        terms = task.discriminator_terms(judge, batch, fakes, real, fake)
+        return {**terms, **task.own_terms(judge, batch, fakes, real)}
+
     def _discriminator_consistency(self, batch: Batch, real: Judgement, student: Terms) -> Tensor:
         """L_DC of eq. 8 as a function of the discriminator."""
-        task, judge = self.task, self.discriminator
-        dense = self.generate_dense(batch)
-        with frozen_statistics(judge):
-            teacher = task.discriminator_terms(
-                judge, batch, dense, real, task.judge_fake(judge, batch, dense)
-            )
+        with frozen_statistics(self.discriminator):
+            teacher = self._discriminator_terms(batch, self.generate_dense(batch), real)
         parts = [
             weight
             * losses.normalized(
                 losses.consistency(teacher[name], student[name]), teacher[name].mean(), EPSILON
             )
-            for name, weight in task.discriminator_weights.items()
+            for name, weight in self.task.discriminator_weights.items()
         ]
         return torch.stack(parts).sum()
 
@@ -327,16 +380,20 @@ class Supervision:
         return next(self.generator.parameters()).device
 
     @contextlib.contextmanager
-    def _randomness(self, batch: Batch) -> Iterator[None]:
+    def randomness(self, batch: Batch, purpose: str = "pictures") -> Iterator[None]:
+        """Let a generator inside the block drop the units that the batch, and nothing else, decides.
+
+        Args:
+            batch: Names ``dropout_seed`` where the generator has dropout.
+            purpose: Blocks of one purpose draw the same masks.
+        """
         seed = batch.get("dropout_seed") if self._has_dropout else None
         if self._has_dropout and seed is None:
             raise UserError(
                 "the generator has dropout, but the batch names no 'dropout_seed': put an integer that "
                 "depends on the step alone under that key, so that teacher and student drop the same units"
             )
+        if seed is not None and purpose != "pictures":
+            seed = seed_for(seed, purpose)
         with same_randomness(seed, self.device):
             yield
-
-
-def _detached(outputs: Outputs) -> Outputs:
-    return {name: value.detach() for name, value in outputs.items()}

@@ -11,14 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgc_distiller.errors import NotANumberError, UserError
+from sgc_distiller.errors import UserError
 from sgc_distiller.seeding import generator_for, seed_for
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Batch, GANTask, Outputs
+from sgc_distiller.term_meter import TermMeter
 
-__all__ = ["Observer", "Scheduler", "StepReport", "TermMeter", "Trainer"]
-
-_NEVER = 2**62
+__all__ = ["Observer", "Scheduler", "StepReport", "Trainer"]
 
 
 class Scheduler(Protocol):
@@ -59,83 +58,6 @@ class Scheduler(Protocol):
 
     def on_epoch_end(self, epoch: int, optimizer: Any = None, **kwargs: Any) -> None:
         """Fire after an epoch's last step."""
-
-
-@dataclass
-class _Sums:
-    """Running sums of one set of names, on the device, and the last step that added to them."""
-
-    total: Tensor
-    last: Tensor
-    first_bad: Tensor
-    last_step: int
-    count: int = 0
-
-
-class TermMeter:
-    """Sums of named scalars, kept on the device, with a watch for values that are not finite.
-
-    Nothing here waits for the device until `read` is called.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], _Sums] = {}
-        self._first_step = 0
-
-    def add(self, values: dict[str, Tensor], step: int) -> None:
-        """Add the scalars of one step."""
-        if not values:
-            return
-        if not self._sums:
-            self._first_step = step
-        row = torch.stack([value.detach() for value in values.values()])
-        sums = self._sums.get(tuple(values))
-        if sums is None:
-            never = torch.full(row.shape, _NEVER, dtype=torch.int64, device=row.device)
-            sums = _Sums(torch.zeros_like(row, dtype=torch.float64), row, never, step)
-            self._sums[tuple(values)] = sums
-        sums.last, sums.last_step = row, step
-        sums.total += row
-        sums.first_bad = torch.where(torch.isfinite(row), sums.first_bad, sums.first_bad.clamp(max=step))
-        sums.count += 1
-
-    def read(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return each name's last value and its mean since `reset`, over the steps that had it.
-
-        Raises:
-            NotANumberError: If any value was not finite.
-        """
-        last: dict[str, float] = {}
-        total: dict[str, float] = {}
-        count: dict[str, int] = {}
-        bad: list[tuple[int, int, str]] = []
-        for names, sums in sorted(self._sums.items(), key=lambda item: item[1].last_step):
-            rows = torch.stack([sums.last.double(), sums.total, sums.first_bad.double()]).tolist()
-            for place, (name, value, part, step) in enumerate(zip(names, *rows, strict=True)):
-                last[name] = value
-                total[name] = total.get(name, 0.0) + part
-                count[name] = count.get(name, 0) + sums.count
-                if step < _NEVER:
-                    bad.append((int(step), place, name))
-        if bad:
-            self._refuse(bad)
-        return last, {name: total[name] / count[name] for name in total}
-
-    def _refuse(self, bad: list[tuple[int, int, str]]) -> None:
-        step, _, name = min(bad)  # of one step the term that was computed first
-        phase = "discriminator" if name.startswith("discriminator.") else "generator"
-        until = max(sums.last_step for sums in self._sums.values())
-        raise NotANumberError(
-            f"{name} is not a finite number since step {step}, in the {phase} phase (steps "
-            f"{self._first_step} to {until} were looked at; not finite: "
-            f"{', '.join(sorted({term for *_, term in bad}))}). Nothing was saved after the last checkpoint: "
-            "lower the learning rate, raise `epsilon` or take `normalizer: ema` in the schedule, and resume "
-            "from that checkpoint"
-        )
-
-    def reset(self) -> None:
-        """Forget all values."""
-        self._sums = {}
 
 
 @dataclass(frozen=True)
@@ -197,6 +119,9 @@ class Trainer:
         seed: Of noise and dropout.
         scheduler: Gets the six hooks; ``None`` for none.
         discriminator_scheduler: Gets the hooks of the discriminator's updates, its steps; ``None`` for none.
+        trains_generator: Whether the generator's phase updates it; without, a step is the discriminator's
+            phase alone.
+        follows_schedule: Whether the scheduler sets the generator's learning rate; else the task does.
         observer: Is told of progress.
         report_every: Steps between two reports; values are read from the device only then.
         epoch: The next epoch to run, more than 0 after a resume.
@@ -213,6 +138,8 @@ class Trainer:
     observer: Observer
     scheduler: Scheduler | None = None
     discriminator_scheduler: Scheduler | None = None
+    trains_generator: bool = True
+    follows_schedule: bool = False
     report_every: int = 50
     epoch: int = 0
     meter: TermMeter = field(default_factory=TermMeter)
@@ -237,8 +164,7 @@ class Trainer:
         Raises:
             NotANumberError: If a loss stopped being finite.
         """
-        batches_per_step = 1 + sum(phase.repeats - 1 for phase in self.task.phases)
-        raw = self.batches(self.step * batches_per_step)
+        raw = self.batches(self.step * self.task.batches_per_step)
         self.supervision.generator.train()
         self.supervision.discriminator.train()
         try:
@@ -277,6 +203,7 @@ class Trainer:
     def _run_epoch(self, raw: Iterator[dict[str, Tensor]]) -> StepReport:
         started = time.perf_counter()
         self.meter.reset()
+        self._set_learning_rates()
         for scheduler, optimizer in self._schedulers():
             scheduler.on_epoch_begin(self.epoch, optimizer)
         for minibatch in range(self.steps_per_epoch):
@@ -297,6 +224,16 @@ class Trainer:
                 self.observer.on_step(report)
         return report
 
+    def _set_learning_rates(self) -> None:
+        """Give the optimisers the learning rates of the task's own schedule for this epoch."""
+        factor = self.task.lr_factor(self.epoch, self.epochs)
+        optimizers = [self.discriminator_optimizer]
+        if not self.follows_schedule:
+            optimizers.append(self.generator_optimizer)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
     def _step(self, raw: Iterator[dict[str, Tensor]], minibatch: int) -> None:
         """One step: the discriminator's phases and the generator's update."""
         where = (self.epoch, minibatch, self.steps_per_epoch)
@@ -312,6 +249,8 @@ class Trainer:
                 if batch is None or repeat > 0:
                     batch, outputs = self._batch(next(raw), self.step + minibatch, draw), None
                     draw += 1
+                if phase.role == "generator" and not self.trains_generator:
+                    continue
                 if phase.role == "generator":
                     with self.judge_as_seen(self.epoch):
                         logged.update(self._generator_phase(batch, outputs, where))
@@ -324,7 +263,8 @@ class Trainer:
 
     def _batch(self, raw: dict[str, Tensor], step: int, draw: int) -> Batch:
         batch = self.task.prepare(raw, generator_for(self.seed, "batch", step, draw))
-        return {"dropout_seed": seed_for(self.seed, "dropout", step, draw), **batch}
+        seeds = {name: seed_for(self.seed, name, step, draw) for name in ("dropout", "pool")}
+        return {"dropout_seed": seeds["dropout"], "pool_seed": seeds["pool"], **batch}
 
     def _generate(self, batch: Batch, updated: bool, is_last: bool) -> Outputs:
         """Return the student's pictures, with a graph where the generator's phase uses them again.
@@ -333,7 +273,7 @@ class Trainer:
         dense again.
         """
         if not updated:
-            with torch.set_grad_enabled(is_last):
+            with torch.set_grad_enabled(is_last and self.trains_generator):
                 return self.supervision.generate(batch)
         with self.weights_as_seen(self.epoch), torch.no_grad():
             return self.supervision.generate(batch)

@@ -15,7 +15,7 @@ import yaml
 from sgc_distiller.checks import ArgumentError
 from sgc_distiller.errors import ScheduleError, UserError, nearest
 
-__all__ = ["Node", "read_dict", "read_file", "write"]
+__all__ = ["Node", "read_dict", "read_file", "scalar", "write"]
 
 _Path = tuple[str, ...]
 _MERGE = "tag:yaml.org,2002:merge"
@@ -159,6 +159,14 @@ def read_file(filename: str | Path) -> tuple[Node, str]:
             f"Expected a schedule file that can be read: {error.strerror}.", source=str(path)
         ) from error
     return _Reader(str(path)).read(text), text
+
+
+def scalar(text: str) -> Any:
+    """Return what a text on the command line means in YAML: a number, a list, true, or the text itself."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError:
+        return text
 
 
 def _nearest_file(path: Path) -> str:

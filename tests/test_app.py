@@ -21,7 +21,8 @@ from rich.console import Console as RichConsole
 from tiny import picture_folder
 
 from sgc_distiller import app, arguments, assembly, data, runs, session
-from sgc_distiller.app import Terminal, main
+from sgc_distiller.app import main
+from sgc_distiller.terminal import Terminal
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.report import write_report

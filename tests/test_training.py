@@ -24,7 +24,8 @@ from sgc_distiller.seeding import generator_for
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Phase
 from sgc_distiller.tasks.dcgan import DCGAN
-from sgc_distiller.training import StepReport, TermMeter, Trainer
+from sgc_distiller.term_meter import TermMeter
+from sgc_distiller.training import StepReport, Trainer
 
 D, G = Phase("discriminator"), Phase("generator")
 PLAIN = (D, G)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sgc_distiller.data import ImageSet, Samples, open_images
 from sgc_distiller.errors import UserError
 from sgc_distiller.names import prunable_names
+from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet
 
 __all__ = [
     "Batch",
     "GANTask",
-    "ImageSource",
     "Judgement",
     "Outputs",
     "Phase",
     "Role",
     "Terms",
-    "frozen_statistics",
-    "same_randomness",
 ]
 
 Role = Literal["generator", "discriminator"]
@@ -36,16 +35,6 @@ Judgement = dict[str, Any]
 """What a discriminator says of pictures: ``score`` and, where the task offers them, ``features``."""
 Terms = dict[str, Tensor]
 """Loss terms by name, one value a sample, shape (B,); the mean is the baseline's scalar."""
-
-
-class ImageSource(Protocol):
-    """A set of pictures with a name; see `sgc_distiller.data.ImageSet`."""
-
-    name: str
-
-    def __len__(self) -> int:
-        """Return how many pictures there are."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,11 +53,15 @@ class Phase:
 class GANTask(ABC):
     """A GAN: its networks, losses, data and test protocol. Subclass it to bring your own.
 
+    Five methods are all that training and supervision ask for: `build`, `prepare`, `generate`,
+    `generator_terms` and `discriminator_terms`. What the command line wants beside them (`sample` or
+    `evaluations`, `features`, ...) says so when it is missing. docs/add_a_task.md goes through an example.
+
     Life of one training step, in the order of `phases`:
 
     1. ``batch = task.prepare(raw, rng)``
     2. discriminator phase: ``outputs = task.generate(G, batch)``, then `judge_real` and `judge_fake` on
-       detached outputs, and `discriminator_terms`;
+       detached outputs, `discriminator_terms` and `own_terms`;
     3. generator phase: `judge_fake` on outputs with their graph, and `generator_terms`.
 
     A supervised step calls the same methods once more with the teacher in the generator's place, so a
@@ -76,18 +69,43 @@ class GANTask(ABC):
     """
 
     name: ClassVar[str]
+    #: What the data set that comes with the package is called, for those who name none.
+    built_in: ClassVar[str] = "digits"
     #: Height and width of the pictures in pixels, and their number of channels.
     image_size: int
     channels: int
     phases: tuple[Phase, ...] = (Phase("discriminator"), Phase("generator"))
+    #: The baseline's batch size, passes over the data, learning rate and Adam's betas.
+    batch_size: int = 64
+    epochs: int = 25
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
     #: Weights of the generator's loss terms; their names are the terms' names.
     generator_weights: dict[str, float] = {"gen": 1.0}  # noqa: RUF012 - read only
-    #: Weights of the discriminator's loss terms.
+    #: Weights of the discriminator's loss terms, those of `own_terms` among them.
     discriminator_weights: dict[str, float] = {"dis": 1.0}  # noqa: RUF012 - read only
+    #: Which generated pictures (keys of `Outputs`) imitate which real ones (keys of `Batch`).
+    imitates: dict[str, str] = {"fake": "real"}  # noqa: RUF012 - read only
+    #: Names of the terms that `own_terms` returns.
+    own_term_names: frozenset[str] = frozenset()
+    #: Outputs that the discriminator sees through a history of earlier ones, and how many it keeps of each.
+    pools: dict[str, int] = {}  # noqa: RUF012 - read only
+    #: Whether a discriminator takes part; without one `generator_terms` is given an empty judgement.
+    judges: bool = True
+    #: Options that `options_for` reads from the data.
+    data_options: frozenset[str] = frozenset()
+    #: What a run should say aloud about this task's settings.
+    note: str = ""
 
     @classmethod
     def usual_options(cls) -> dict[str, Any]:
         """Return what `__init__` takes where nobody says otherwise: the baseline's sizes."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {item.name: item.default for item in parameters if item.default is not item.empty}
+
+    @classmethod
+    def options_for(cls, source: str | None) -> dict[str, Any]:
+        """Return options that a data set tells, such as the names of its attributes; none by default."""
         return {}
 
     @classmethod
@@ -97,8 +115,14 @@ class GANTask(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `__init__` was called with; checkpoints keep it."""
-        return {}
+        """What `__init__` was called with, read from attributes of the same names; checkpoints keep it."""
+        names = [name for name in inspect.signature(type(self)).parameters if name not in ("args", "kwargs")]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that one step consumes."""
+        return 1 + sum(phase.repeats - 1 for phase in self.phases)
 
     @abstractmethod
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
@@ -114,13 +138,14 @@ class GANTask(ABC):
         """Return a batch that holds all that its step needs, noise included.
 
         Args:
-            raw: Real pictures in [-1, 1] under ``real``, shape (B, C, H, W), and labels if any.
+            raw: What the data set yields: real pictures in [-1, 1] under ``real`` (or the names that the
+                task's own data uses), shape (B, C, H, W), and labels if any.
             rng: CPU generator of this step; drawing from anything else breaks resuming.
         """
 
     @abstractmethod
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
-        """Return the generator's pictures under ``fake`` in [-1, 1], shape (B, C, H, W)."""
+        """Return the generator's pictures, by default under ``fake``, shape (B, C, H, W)."""
 
     def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
         """Return the discriminator's judgement of the batch's real pictures."""
@@ -140,22 +165,74 @@ class GANTask(ABC):
     ) -> Terms:
         """Return the discriminator's loss terms, each of shape (B,)."""
 
-    @abstractmethod
+    def own_terms(self, discriminator: nn.Module, batch: Batch, outputs: Outputs, real: Judgement) -> Terms:
+        """Return the discriminator's terms that no generator can learn from, each of shape (B,).
+
+        A gradient penalty and the classification of real pictures belong here. They are part of the
+        discriminator's loss, and a supervised generator's step leaves them out: their gradient with respect
+        to the generated pictures is zero.
+        """
+        return {}
+
     def optimizer(self, role: Role, network: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
         """Return the baseline's optimiser; ``lr`` replaces its learning rate."""
+        return torch.optim.Adam(network.parameters(), lr=self.lr if lr is None else lr, betas=self.betas)
 
-    @abstractmethod
-    def sample(
-        self, generator: nn.Module, count: int, seed: int, device: torch.device, batch_size: int | None = None
-    ) -> Iterator[Tensor]:
-        """Yield ``count`` pictures by the test protocol, batch by batch, without touching the network.
+    def lr_factor(self, epoch: int, epochs: int) -> float:
+        """Return what the learning rates are multiplied with in an epoch, counted from 0, of ``epochs``."""
+        return 1.0
 
-        Pictures are in [-1, 1], shape (<= batch size, C, H, W), and depend on ``seed`` and weights alone.
+    def open_data(self, source: str | None, split: str, fraction: float = 1.0) -> Samples:
+        """Return the pictures of a split, ``train`` or ``test``; by default single pictures of a folder.
+
+        Args:
+            source: A folder, or the name of a data set that comes with the package (`built_in`).
+            split: ``train`` or ``test``.
+            fraction: Share of the pictures to use, in (0, 1].
+
+        Raises:
+            UserError: If there are no such pictures.
         """
+        return open_images(source, self.image_size, self.channels, split, fraction)
 
-    @abstractmethod
-    def protocol(self, batch_size: int | None = None) -> str:
+    def sample(self, generator: nn.Module, count: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield ``count`` pictures from noise by the test protocol, without touching the network.
+
+        Pictures are in [-1, 1], shape (B, C, H, W), and depend on ``seed`` and weights alone.
+
+        Raises:
+            UserError: If the task does not say how.
+        """
+        raise UserError(
+            f"task {self.name!r} cannot be measured or drawn: implement sample(generator, count, seed, "
+            "device) for a GAN that draws from noise, or evaluations() and sheet() for one that translates "
+            "pictures; docs/add_a_task.md shows both"
+        )
+
+    def protocol(self) -> str:
         """Return how `sample` draws, in a few words for a metric's name."""
+        return "as sampled"
+
+    def evaluations(self, data: Samples) -> list[Evaluation]:
+        """Return the comparisons of the test protocol; by default one, of `sample` with the real pictures.
+
+        Args:
+            data: What `open_data` returned.
+        """
+        if not isinstance(data, ImageSet):
+            raise UserError(
+                f"task {self.name!r}: implement evaluations(data), since its data are more than pictures"
+            )
+
+        def draw(generator: nn.Module, count: int, seed: int, device: torch.device) -> Iterator[Drawn]:
+            return (Drawn(pictures) for pictures in self.sample(generator, count, seed, device))
+
+        return [Evaluation(data, draw, self.protocol())]
+
+    def sheet(self, generator: nn.Module, data: Samples, seed: int, device: torch.device) -> Sheet:
+        """Return pictures to look at, the same inputs every time; by default 32 of `sample` in rows of 8."""
+        pictures = torch.cat(list(self.sample(generator, 32, seed, device)))
+        return Sheet(pictures.reshape(4, 8, *pictures.shape[1:]))  # (rows, columns, C, H, W)
 
     def features(self, judgement: Judgement) -> list[Tensor]:
         """Return the discriminator's inner activations, one tensor a layer.
@@ -178,47 +255,3 @@ class GANTask(ABC):
         """Return the weighted sum of the terms' means, the baseline's scalar loss."""
         weights = self.generator_weights if role == "generator" else self.discriminator_weights
         return torch.stack([weights[name] * value.mean() for name, value in terms.items()]).sum()
-
-
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@contextlib.contextmanager
-def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of normalisation layers in training mode from moving.
-
-    The layers still normalise by the batch's own statistics: an extra forward pass in training mode then
-    leaves the network as it was.
-    """
-    taken: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
-    waiting: list[nn.Module | None] = list(networks)
-    while waiting:  # several times a step: four times as fast as `nn.Module.modules`
-        module = waiting.pop()
-        if module is None:
-            continue
-        waiting.extend(module._modules.values())
-        buffers = module._buffers
-        if buffers and module.training and getattr(module, "track_running_stats", False):
-            own = {name: buffers[name] for name in _BUFFERS if buffers.get(name) is not None}
-            taken.append((buffers, own))
-            buffers.update(dict.fromkeys(own))
-    try:
-        yield
-    finally:
-        for buffers, own in taken:
-            buffers.update(own)
-
-
-@contextlib.contextmanager
-def same_randomness(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks from ``seed`` inside the block and leave the global generators untouched.
-
-    Two passes inside blocks with the same seed draw the same masks. ``None`` does nothing.
-    """
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -7,20 +7,19 @@ https://github.com/pytorch/examples/tree/main/dcgan; its checkpoints load as the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sgc_distiller import losses
 from sgc_distiller.errors import UserError
-from sgc_distiller.networks.dcgan import Discriminator, Generator
-from sgc_distiller.networks.dcgan import initialise as _initialise
-from sgc_distiller.networks.dcgan import stages as _stages
+from sgc_distiller.module_state import bare, drawing, to_device
+from sgc_distiller.networks.dcgan import Discriminator, Generator, initialise, stages
 from sgc_distiller.seeding import generator_for
-from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms, frozen_statistics
+from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms
 
-__all__ = ["DCGAN", "Discriminator", "Generator"]
+__all__ = ["DCGAN"]
 
 
 class DCGAN(GANTask):
@@ -38,7 +37,7 @@ class DCGAN(GANTask):
     lr = 2e-4
 
     def __init__(self, image_size: int = 64, channels: int = 1, width: int = 64, noise: int = 100) -> None:
-        _stages(image_size)
+        stages(image_size)
         for option, value in (("channels", channels), ("width", width), ("noise", noise)):
             if value < 1:
                 raise UserError(f"dcgan: expected {option} of at least 1, got {value}")
@@ -46,11 +45,6 @@ class DCGAN(GANTask):
         self.channels = channels
         self.width = width
         self.noise = noise
-
-    @classmethod
-    def usual_options(cls) -> dict[str, Any]:
-        """Return the baseline's sizes: 64x64 pictures, one channel, width 64."""
-        return {"image_size": 64, "channels": 1, "width": 64}
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -68,16 +62,6 @@ class DCGAN(GANTask):
             "noise": layers[0].shape[0],
         }
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `__init__` was called with; kept in checkpoints."""
-        return {
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "width": self.width,
-            "noise": self.noise,
-        }
-
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
         """Return a network with weights N(0, 0.02), norms' weights N(1, 0.02) and biases 0."""
         channels = max(1, round(self.width * width))
@@ -86,13 +70,13 @@ class DCGAN(GANTask):
             network = Generator(self.channels, self.noise, channels, self.image_size)
         else:
             network = Discriminator(self.channels, channels, self.image_size)
-        return network.apply(_initialise)
+        return network.apply(initialise)
 
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         """Return the real pictures and noise N(0, 1) of shape (B, nz, 1, 1) on their device."""
         real = raw["real"]
         noise = torch.randn(len(real), self.noise, 1, 1, generator=rng)
-        return {"real": real, "z": _to(noise, real.device)}
+        return {"real": real, "z": to_device(noise, real.device)}
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
         """Return the pictures for the batch's noise under ``fake``."""
@@ -119,10 +103,6 @@ class DCGAN(GANTask):
             + losses.binary_cross_entropy(fake["score"], 0.0)
         }
 
-    def optimizer(self, role: Role, network: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
-        """Return Adam with learning rate 2e-4 and betas (0.5, 0.999)."""
-        return torch.optim.Adam(network.parameters(), lr=self.lr if lr is None else lr, betas=(0.5, 0.999))
-
     def sample(
         self, generator: nn.Module, count: int, seed: int, device: torch.device, batch_size: int | None = None
     ) -> Iterator[Tensor]:
@@ -131,17 +111,12 @@ class DCGAN(GANTask):
         Norms use each batch's own statistics, so every batch is drawn whole and the last one is cut.
         """
         size = batch_size or self.batch_size
-        was_training = generator.training
-        generator.train()
-        try:
-            for start in range(0, count, size):
-                rng = generator_for(seed, "sample", start // size)
-                noise = torch.randn(size, self.noise, 1, 1, generator=rng)
-                with torch.no_grad(), frozen_statistics(generator):
-                    pictures: Tensor = generator(_to(noise, device))
-                yield pictures[: count - start]
-        finally:
-            generator.train(was_training)
+        for start in range(0, count, size):
+            rng = generator_for(seed, "sample", start // size)
+            noise = to_device(torch.randn(size, self.noise, 1, 1, generator=rng), device)
+            with drawing(generator):
+                pictures: Tensor = generator(noise)
+            yield pictures[: count - start]
 
     def protocol(self, batch_size: int | None = None) -> str:
         """Return ``train mode, batch N``."""
@@ -149,13 +124,5 @@ class DCGAN(GANTask):
 
 
 def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
-    inner = getattr(discriminator, "module", discriminator)
-    score, features = cast(Discriminator, inner).judge(pictures)
+    score, features = bare(discriminator).judge(pictures)
     return {"score": score, "features": features}
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor without making the host wait for the device."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
