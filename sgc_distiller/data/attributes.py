@@ -16,7 +16,13 @@ from torchvision.transforms import functional as transforms
 from sgc_distiller.data.attribute_file import BUILT_IN, attribute_table, chosen_columns
 from sgc_distiller.data.augment import uniform
 from sgc_distiller.data.decoding import check_choice, choose, decode_file, open_store
-from sgc_distiller.data.digits import DIGIT_ATTRIBUTES, coloured_digits, digit_indices, digit_pictures
+from sgc_distiller.data.digits import (
+    DIGIT_ATTRIBUTES,
+    coloured_digit,
+    digit_attributes,
+    digit_indices,
+    digit_pictures,
+)
 from sgc_distiller.data.images import ImageSet
 from sgc_distiller.errors import UserError
 
@@ -74,8 +80,9 @@ class AttributeSet:
         chosen = torch.as_tensor(indices)
         real = self.images.pixels(chosen)
         if seeds is not None:
-            mirrored = torch.from_numpy(uniform(seeds, 1)[:, 0] < 0.5)
-            real = torch.where(mirrored[:, None, None, None], real.flip(-1), real)
+            for picture, draw in zip(real.numpy(), uniform(seeds, 1)[:, 0].tolist(), strict=True):
+                if draw < 0.5:
+                    picture[...] = picture[..., ::-1].copy()
         return {"real": real, "labels": self.labels[chosen]}
 
 
@@ -133,8 +140,9 @@ def _open_digits(
     if test_last:
         rows = _ordered(len(digit_pictures()[0]), split, test_last)
     name, kept = choose(BUILT_IN, split, len(rows), fraction)
-    pixels, labels = coloured_digits(np.array([rows[index] for index in kept]), size)
-    images = ImageSet(name, pixels, size, 3, labels[:, columns])
+    rows = [rows[index] for index in kept]
+    store = open_store(name, rows, partial(coloured_digit, size=size), 3 * size**2)
+    images = ImageSet(name, store, size, 3, digit_attributes(rows)[:, columns])
     return AttributeSet(images, [DIGIT_ATTRIBUTES[column] for column in columns])
 
 

@@ -25,6 +25,7 @@ from sgc_distiller.seeding import generator_for
 __all__ = [
     "SUFFIXES",
     "Array",
+    "Items",
     "Store",
     "all_files",
     "check_choice",
@@ -46,23 +47,22 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 """Endings of the files that count as pictures, in lower case."""
 
 Array = npt.NDArray[Any]
+Items = Sequence[Path] | Sequence[int]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class Store:
-    """Arrays of one shape as uint8 (N, ...): in memory, or decoded from files when they are needed.
+    """Arrays of one shape as uint8 (N, ...): in memory, or made when they are needed.
 
     Args:
-        source: All of them as one tensor, or one file each.
-        decode: Returns the content of a file; a module's function or a `functools.partial` of one, so that
-            worker processes can be sent it. Not needed for a tensor.
+        source: All of them as one tensor; or one file each, or the number of a drawing each.
+        decode: Returns the content of a file, or the drawing; a module's function or a `functools.partial` of
+            one, so that worker processes can be sent it. Not needed for a tensor.
     """
 
-    def __init__(
-        self, source: Tensor | Sequence[Path], decode: Callable[[Path], Tensor] | None = None
-    ) -> None:
+    def __init__(self, source: Tensor | Items, decode: Callable[[Any], Tensor] | None = None) -> None:
         assert isinstance(source, Tensor) or decode is not None
         self.source = source
         self.decode = decode
@@ -104,8 +104,8 @@ class Store:
         if isinstance(self.source, Tensor):
             yield self.source.contiguous().numpy().data
         else:
-            for file in self.source:
-                yield file_facts(file)
+            for item in self.source:
+                yield file_facts(item) if isinstance(item, Path) else f"\n{item}".encode()
 
 
 def file_facts(file: Path) -> bytes:
@@ -119,22 +119,22 @@ def memory_limit() -> int:
     return int(importlib.import_module(__name__.rpartition(".")[0]).MEMORY_LIMIT)
 
 
-def open_store(name: str, files: Sequence[Path], decode: Callable[[Path], Tensor], bytes_each: int) -> Store:
-    """Return a store of the files' pictures, decoded now if they need no more than the memory limit.
+def open_store(name: str, items: Items, decode: Callable[[Any], Tensor], bytes_each: int) -> Store:
+    """Return a store of files or drawings, decoded now if they need no more than the memory limit.
 
     Args:
         name: What the log calls the set.
-        files: One file a picture.
-        decode: Returns the content of a file as uint8.
+        items: One file, or number of a drawing, each.
+        decode: Returns the content of one as uint8.
         bytes_each: How many bytes that is.
 
     Raises:
         UserError: A file that is decoded now cannot be.
     """
-    if len(files) * bytes_each <= memory_limit():
-        return Store(torch.stack(in_threads(decode, files)))
-    log.info("%s needs more than %d MiB; decoding files as needed.", name, memory_limit() // 2**20)
-    return Store(files, decode)
+    if len(items) * bytes_each <= memory_limit():
+        return Store(torch.stack(in_threads(decode, items)))
+    log.info("%s needs more than %d MiB; decoding pictures as needed.", name, memory_limit() // 2**20)
+    return Store(items, decode)
 
 
 def in_threads(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:

@@ -6,7 +6,7 @@ domains), at any size. All arithmetic is that of integers, so that they are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -18,11 +18,13 @@ from sgc_distiller.data.decoding import Array
 
 __all__ = [
     "DIGIT_ATTRIBUTES",
-    "coloured_digits",
+    "blue_digit",
+    "coloured_digit",
+    "digit_attributes",
     "digit_indices",
-    "digit_outlines",
     "digit_pictures",
-    "red_or_blue_digits",
+    "outlined_digit",
+    "red_digit",
 ]
 
 DIGIT_ATTRIBUTES = ("Red", "Green", "Blue", "Inverted")
@@ -36,6 +38,11 @@ _CLASSES = (
     *((70, 210, 220), (60, 110, 230), (140, 80, 210), (235, 110, 200), (190, 190, 190)),
 )
 _NIGHT = (18, 22, 40)  # behind the filled digits
+_STRIPES = (24, 48, 216)
+_COVER = np.arange(256)
+_STEEPER = [min(255, max(0, 3 * (value - 84))) for value in range(256)]
+
+Colour = tuple[int, int, int]
 
 
 @cache
@@ -52,100 +59,93 @@ def digit_indices(split: str) -> range:
     return range(_TRAIN_DIGITS) if split == "train" else range(_TRAIN_DIGITS, len(digit_pictures()[0]))
 
 
-def coloured_digits(indices: Array, size: int) -> tuple[Tensor, Tensor]:
-    """Return digits in red, green or blue ink on black or white, and which of `DIGIT_ATTRIBUTES` each has.
+@cache
+def _inks() -> tuple[Array, Array]:
+    """Return each digit's ink (0 red, 1 green, 2 blue) and whether it is inverted, both (N,)."""
+    draws = np.random.RandomState(4).randint(0, 3 * 2, len(digit_pictures()[0]))
+    return draws // 2, draws % 2
+
+
+def digit_attributes(indices: Sequence[int]) -> Tensor:
+    """Return which of `DIGIT_ATTRIBUTES` the coloured digits have, in {0, 1}, float32 (B, 4)."""
+    inks, inverted = (values[np.asarray(indices)] for values in _inks())
+    return torch.from_numpy(np.column_stack([np.eye(3)[inks], inverted]).astype(np.float32))
+
+
+def coloured_digit(index: int, size: int) -> Tensor:
+    """Return a digit in red, green or blue ink, on black or, if it is inverted, on white.
 
     Args:
-        indices: Which digits, shape (N,).
+        index: Which digit.
         size: Height and width in pixels.
 
     Returns:
-        Pictures as uint8 (N, 3, size, size), and attributes in {0, 1} as float32 (N, 4).
+        uint8 (3, size, size).
     """
-    draws = np.random.RandomState(4).randint(0, 3 * 2, len(digit_pictures()[0]))[indices]
-    hues, inverted = draws // 2, draws % 2
-    inks = np.where(inverted[:, None] == 1, np.array(_DARK)[hues], np.array(_BRIGHT)[hues])
-    paper = np.repeat(inverted[:, None] * 255, 3, axis=1)
-    labels = np.concatenate([np.eye(3)[hues], inverted[:, None]], axis=1).astype(np.float32)
-    return _painted(_strokes(indices, size), inks, paper), torch.from_numpy(labels)
+    inks, inverted = _inks()
+    strokes = _strokes(index, size)
+    if inverted[index]:
+        return _painted(strokes, _DARK[inks[index]], (255, 255, 255))
+    return _painted(strokes, _BRIGHT[inks[index]], (0, 0, 0))
 
 
-def digit_outlines(indices: Array, size: int) -> Tensor:
-    """Return white outlines of digits beside the digits, filled with the colour of their class.
+def outlined_digit(index: int, size: int, order: tuple[int, int] = (0, 1)) -> Tensor:
+    """Return the white outline of a digit, and the digit filled with the colour of its class.
+
+    Which colour that is can be seen from the outline only by reading the digit.
 
     Args:
-        indices: Which digits, shape (N,).
+        index: Which digit.
         size: Height and width in pixels.
+        order: ``(0, 1)`` for the outline first, ``(1, 0)`` for the filled digit first.
 
     Returns:
-        uint8 (N, 2, 3, size, size): the outline, then the filled digit. Which colour it has can be seen from
-        the outline only by reading the digit.
+        uint8 (2, 3, size, size).
     """
-    strokes = _strokes(indices, size)
+    strokes = _strokes(index, size)
     reach = max(1, size // 48)
     edges = _spread(strokes, reach, np.maximum) - _spread(strokes, reach, np.minimum)
-    outline = torch.from_numpy(edges)[:, None].expand(-1, 3, -1, -1)
-    count = len(indices)
-    colours = np.array(_CLASSES)[digit_pictures()[1][indices]]
-    filled = _painted(strokes, colours, np.tile(np.array(_NIGHT), (count, 1)))
-    return torch.stack([outline, filled], dim=1)
+    outline = torch.from_numpy(edges).expand(3, -1, -1)
+    filled = _painted(strokes, _CLASSES[digit_pictures()[1][index]], _NIGHT)
+    both = (outline, filled)
+    return torch.stack([both[place] for place in order])
 
 
-def red_or_blue_digits(indices: Array, size: int, domain: str) -> Tensor:
-    """Return red digits on black (domain A), or striped and dotted blue ones on white (domain B).
+def red_digit(index: int, size: int) -> Tensor:
+    """Return a red digit on black, uint8 (3, size, size)."""
+    return _painted(_strokes(index, size), _BRIGHT[0], (0, 0, 0))
 
-    Args:
-        indices: Which digits, shape (N,).
-        size: Height and width in pixels.
-        domain: ``A`` or ``B``.
 
-    Returns:
-        uint8 (N, 3, size, size).
-    """
-    strokes = _strokes(indices, size)
-    count = len(indices)
-    if domain == "A":
-        return _painted(strokes, np.tile(np.array(_BRIGHT[0]), (count, 1)), np.zeros((count, 3), np.int64))
+def blue_digit(index: int, size: int) -> Tensor:
+    """Return a striped or dotted blue digit on white, uint8 (3, size, size)."""
     period = max(4, size // 8)
-    down, right = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    stripes = (down + right) % period < (period + 1) // 2
-    dots = (down % period < (2 * period + 2) // 3) & (right % period < (2 * period + 2) // 3)
-    striped = np.asarray(indices) // 2 % 2 == 0
-    kept = np.where(striped[:, None, None], stripes[None], dots[None])
-    ink = np.tile(np.array((24, 48, 216)), (count, 1))
-    return _painted(np.where(kept, strokes, 0), ink, np.full((count, 3), 255))
+    down, right = np.arange(size)[:, None], np.arange(size)
+    if index // 2 % 2:
+        wide = (2 * period + 2) // 3
+        kept = (down % period < wide) & (right % period < wide)
+    else:
+        kept = (down + right) % period < (period + 1) // 2
+    return _painted(np.where(kept, _strokes(index, size), 0), _STRIPES, (255, 255, 255))
 
 
-def _strokes(indices: Array, size: int) -> Array:
-    """Return how much ink lies where, uint8 (N, size, size): the digits enlarged, with clear edges."""
-    pixels = digit_pictures()[0]
-    steeper = [min(255, max(0, 3 * (value - 84))) for value in range(256)]
-    enlarged = [
-        np.array(Image.fromarray(pixels[i]).resize((size, size), Image.Resampling.BICUBIC).point(steeper))
-        for i in indices
-    ]
-    return np.stack(enlarged)
+def _strokes(index: int, size: int) -> Array:
+    """Return how much ink lies where, uint8 (size, size): a digit enlarged, with clear edges."""
+    enlarged = Image.fromarray(digit_pictures()[0][index]).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(enlarged.point(_STEEPER))
 
 
 def _spread(values: Array, reach: int, combine: Callable[[Array, Array], Array]) -> Array:
-    """Return the largest (or smallest) value within ``reach`` pixels down and across, shape (N, H, W)."""
-    for axis in (1, 2):
+    """Return the largest (or smallest) value within ``reach`` pixels down and across, shape (H, W)."""
+    for _ in range(2):
         result = values.copy()
         for step in range(1, reach + 1):
-            upper = (slice(None),) * axis + (slice(step, None),)
-            lower = (slice(None),) * axis + (slice(None, -step),)
-            result[upper] = combine(result[upper], values[lower])
-            result[lower] = combine(result[lower], values[upper])
-        values = result
+            result[step:] = combine(result[step:], values[:-step])
+            result[:-step] = combine(result[:-step], values[step:])
+        values = np.ascontiguousarray(result.T)
     return values
 
 
-def _painted(strokes: Array, inks: Array, papers: Array) -> Tensor:
-    """Return pictures, uint8 (N, 3, H, W), with ink of a colour (N, 3) on paper of a colour (N, 3)."""
-    cover = np.arange(256)
-    pictures = np.empty((len(strokes), 3, *strokes.shape[1:]), np.uint8)
-    for picture, stroke, ink, paper in zip(pictures, strokes, inks, papers, strict=True):
-        for channel in range(3):
-            mixed = (ink[channel] * cover + paper[channel] * (255 - cover) + 127) // 255
-            np.take(mixed.astype(np.uint8), stroke, out=picture[channel], mode="clip")
-    return torch.from_numpy(pictures)
+def _painted(strokes: Array, ink: Colour, paper: Colour) -> Tensor:
+    """Return a picture, uint8 (3, H, W), with ink of a colour on paper of a colour."""
+    mixtures = (_COVER * np.array(ink)[:, None] + (255 - _COVER) * np.array(paper)[:, None] + 127) // 255
+    return torch.from_numpy(mixtures.astype(np.uint8)[:, strokes])

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,7 +22,7 @@ from sgc_distiller.data.decoding import (
     open_folder,
     open_store,
 )
-from sgc_distiller.data.digits import digit_indices, digit_outlines
+from sgc_distiller.data.digits import digit_indices, outlined_digit
 from sgc_distiller.data.images import ImageSet
 from sgc_distiller.data.views import Views, default_load_size
 from sgc_distiller.errors import UserError, nearest
@@ -129,7 +128,7 @@ def open_pairs(
     if source is None or source == _BUILT_IN:
         rows = digit_indices(split)
         name, kept = choose(_BUILT_IN, split, len(rows), fraction)
-        views = Views(partial(_drawn, indices=np.array([rows[index] for index in kept]), order=order))
+        views = Views(partial(_drawn, name=name, rows=[rows[index] for index in kept], order=order))
         return PairSet(name, views, image_size, larger, split)
     folder = _split_folder(source, split)
     files = find_pictures(folder)
@@ -155,8 +154,8 @@ def _split_folder(source: str | Path, split: str) -> Path:
     )
 
 
-def _drawn(size: int, indices: np.ndarray[tuple[int], np.dtype[np.int64]], order: tuple[int, int]) -> Store:
-    return Store(digit_outlines(indices, size)[:, list(order)])
+def _drawn(size: int, name: str, rows: Sequence[int], order: tuple[int, int]) -> Store:
+    return open_store(name, rows, partial(outlined_digit, size=size, order=order), 6 * size**2)
 
 
 def _read(size: int, name: str, files: Sequence[Path], order: tuple[int, int]) -> Store:

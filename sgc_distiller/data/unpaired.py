@@ -22,7 +22,7 @@ from sgc_distiller.data.decoding import (
     open_folder,
     open_store,
 )
-from sgc_distiller.data.digits import digit_indices, red_or_blue_digits
+from sgc_distiller.data.digits import blue_digit, digit_indices, red_digit
 from sgc_distiller.data.images import ImageSet
 from sgc_distiller.data.views import Views, default_load_size
 from sgc_distiller.errors import UserError, nearest
@@ -142,8 +142,8 @@ def open_unpaired(
         for parity, side in enumerate(_SIDES):
             rows = [index for index in digit_indices(split) if index % 2 == parity]
             names[side], kept = choose(_BUILT_IN, f"{split}{side}", len(rows), fraction)
-            indices = np.array([rows[index] for index in kept])
-            views[side] = Views(partial(_drawn, indices=indices, side=side))
+            chosen = [rows[index] for index in kept]
+            views[side] = Views(partial(_drawn, name=names[side], rows=chosen, side=side))
         return UnpairedSet(names, views, image_size, larger, split)
     for side, folder in _side_folders(source, split).items():
         files = find_pictures(folder)
@@ -169,8 +169,8 @@ def _side_folders(source: str | Path, split: str) -> dict[str, Path]:
     return {side: folder / f"{split}{side}" for side in _SIDES}
 
 
-def _drawn(size: int, indices: np.ndarray[tuple[int], np.dtype[np.int64]], side: str) -> Store:
-    return Store(red_or_blue_digits(indices, size, side))
+def _drawn(size: int, name: str, rows: Sequence[int], side: str) -> Store:
+    return open_store(name, rows, partial(red_digit if side == "A" else blue_digit, size=size), 3 * size**2)
 
 
 def _read(size: int, name: str, files: Sequence[Path]) -> Store:
