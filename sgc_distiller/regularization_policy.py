@@ -49,7 +49,7 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         super().__init__()
         self.regularizer = regularizer
         self.keep_mask = checks.boolean(keep_mask, "keep_mask")
-        needed = ("loss", "threshold") if self._has_threshold else ("loss",)
+        needed = ("loss", "threshold") if self.has_threshold else ("loss",)
         missing = [method for method in needed if not callable(getattr(regularizer, method, None))]
         if missing:
             raise UserError(
@@ -62,7 +62,8 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         self._is_kept = False
 
     @property
-    def _has_threshold(self) -> bool:
+    def has_threshold(self) -> bool:
+        """Whether the regularizer drops what is small."""
         return getattr(self.regularizer, "threshold_criteria", None) is not None
 
     def bind(self, model: nn.Module, spared: Collection[str] = (), convention: Convention = "stored") -> None:
@@ -78,7 +79,7 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         """
         if isinstance(self.regularizer, ParameterRegularizer):
             self.regularizer.bind(model, spared, convention)
-        if self.keep_mask and not self._has_threshold:
+        if self.keep_mask and not self.has_threshold:
             log.warning(
                 "keep_mask has no effect: the regularizer %s makes no masks, since it has no "
                 "threshold_criteria.",
@@ -126,7 +127,7 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         optimizer: Optimizer | None,
     ) -> None:
         """Drop what is small; in the last step of the last active epoch for good if that is asked for."""
-        if not self._has_threshold:
+        if not self.has_threshold:
             return
         is_end = self._is_last_epoch and minibatch_id == minibatches_per_epoch - 1
         self._drop_small(model, zeros_mask_dict, is_lasting=is_end and self.keep_mask)
@@ -135,7 +136,7 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
     ) -> None:
         """Keep the masks where the last active epoch ended before its last step."""
-        if self._has_threshold and self.keep_mask and self._is_last_epoch and not self._is_kept:
+        if self.has_threshold and self.keep_mask and self._is_last_epoch and not self._is_kept:
             self._drop_small(model, zeros_mask_dict, is_lasting=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,16 +13,16 @@ from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.lr_schedulers import make_lr_scheduler
+from sgc_distiller.module_state import unwrapped
 from sgc_distiller.names import canonical, find_names, layer_axes, prunable_names
 from sgc_distiller.policies import LRPolicy
 from sgc_distiller.pruners import Convention, Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.regularization_policy import RegularizationPolicy
-from sgc_distiller.regularizers import GroupLassoRegularizer
+from sgc_distiller.returning_filters import check_returning_filters, keeps_groups, structures_of
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.seeding import RandomStreams
-from sgc_distiller.structures import GROUP_TYPES
-from sgc_distiller.supervision import Supervision, unwrapped
+from sgc_distiller.supervision import Supervision
 from sgc_distiller.yaml_source import Node
 
 __all__ = ["BuiltPolicy", "PolicyBuilder"]
@@ -90,6 +90,8 @@ class PolicyBuilder:
             if policy.section != "lr_schedulers":
                 built.append((policy, self.make(policy), dict(policy.epochs)))
         if self.gan is not None:
+            if self.convention == "module":
+                check_returning_filters([(policy, made) for policy, made, _ in built if policy is not None])
             self._add_dependent_masks(built)
         for policy in policies:
             if policy.section == "lr_schedulers":
@@ -114,7 +116,6 @@ class PolicyBuilder:
             pruning.check_gradients(self.model)
             pruning.bind(self.model, self.spared, self.convention)
             self._check_output(pruning.pruner)
-            self._check_return(policy, pruning)
         except UserError as error:
             path = error.path[:1] if isinstance(error, checks.ArgumentError) else ()
             is_option = path in (("fold_batchnorm",), ("mask_gradients",))
@@ -149,31 +150,12 @@ class PolicyBuilder:
                     "weights",
                 )
 
-    def _check_return(self, policy: PolicySpec, pruning: PruningPolicy) -> None:
-        """Refuse filters that are to come back from where nothing comes back.
-
-        A pruned filter's weights, its bias and its norm's weight and bias are all 0, so none of them gets a
-        gradient again.
-        """
-        pruner = pruning.pruner
-        is_once = len(policy.active) == 1 and not pruning.mini_batch_pruning_frequency
-        is_soft = pruning.mask_on_forward_only and pruning.use_double_copies
-        if self.gan is None or self.convention == "stored" or is_once or is_soft:
-            return
-        if isinstance(pruner, Pruner) and pruner.brings_back() and "Filters" in pruner.structures().values():
-            raise checks.ArgumentError(
-                "Expected 'args: {mask_on_forward_only: true, use_double_copies: true}' in the policy of "
-                f"{policy.instance.name!r}, whose filters change from time to time: with lasting masks a "
-                "filter and its norm stay 0 for good, and in the end all do. Or set masks once "
-                "('epochs: [0]'), or write 'filter_axis: stored' under 'gan'."
-            )
-
     def _add_dependent_masks(self, built: list[BuiltPolicy]) -> None:
         """Put the policy that completes the masks behind those that prune, in all of their epochs."""
         pruning = [
             (place, policy, made)
             for place, (policy, made, _) in enumerate(built)
-            if policy is not None and (policy.section == "pruners" or _keeps_groups(made))
+            if policy is not None and (policy.section == "pruners" or keeps_groups(made))
         ]
         if not pruning or any(isinstance(made, DependentMasksPolicy) for _, made, _ in built):
             return
@@ -181,7 +163,7 @@ class PolicyBuilder:
             name
             for _, _, made in pruning
             if self.convention == "module"
-            for name, kind in _structures(made).items()
+            for name, kind in structures_of(made).items()
             if kind == "Filters"
         ]
         epochs = sorted({epoch for _, policy, _ in pruning for epoch in policy.active})
@@ -203,23 +185,6 @@ class PolicyBuilder:
             except (TypeError, ValueError) as error:
                 raise instance.node.error(error if isinstance(error, UserError) else str(error)) from error
         return LRPolicy(self._made[id(instance)])
-
-
-def _keeps_groups(made: Any) -> bool:
-    """Return whether a policy is a regularizer's that makes masks of groups lasting."""
-    return (
-        isinstance(made, RegularizationPolicy)
-        and made.keep_mask
-        and isinstance(made.regularizer, GroupLassoRegularizer)
-        and made.regularizer.threshold_criteria is not None
-    )
-
-
-def _structures(made: PruningPolicy | RegularizationPolicy) -> dict[str, str]:
-    """Return the group type by the name of each weight that a policy prunes by structures."""
-    if isinstance(made, RegularizationPolicy):
-        return {name: GROUP_TYPES.get(kind, kind) for name, (_, kind) in made.regularizer.reg_regims.items()}
-    return made.pruner.structures() if isinstance(made.pruner, Pruner) else {}
 
 
 def _check_names(node: Node, model: nn.Module, spared: set[str]) -> None:

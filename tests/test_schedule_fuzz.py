@@ -245,11 +245,13 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
         and "Leader" not in str(made)
     ):
         made["gan"] = draw(gan)
-        for policy in policies:
-            pruner = made.get("pruners", {}).get(policy.get("pruner", {}).get("instance_name"), {})
-            if pruner.get("noise") or pruner.get("class", "").startswith(COMING_BACK):
-                soft = {"mask_on_forward_only": True, "use_double_copies": True}
-                policy["pruner"]["args"] = {**policy["pruner"].get("args", {}), **soft}
+        pruners = made.get("pruners", {}).values()
+        if any(pruner.get("noise") or pruner["class"].startswith(COMING_BACK) for pruner in pruners):
+            soft = {"mask_on_forward_only": True, "use_double_copies": True, "keep_mask": False}
+            for policy in policies:  # options of one policy count for the weights of all
+                if "pruner" in policy:
+                    policy["pruner"]["args"] = {**policy["pruner"].get("args", {}), **soft}
+                policy.get("regularizer", {}).pop("args", None)
     return made
 
 
