@@ -15,17 +15,14 @@ from torch import Tensor
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.names import canonical
-from sgc_distiller.networks import dcgan, patch, resnet, srgan, stargan, unet
+from sgc_distiller.networks import basicsr_names, dcgan, patch, resnet, srgan, stargan, unet
 
 __all__ = ["converted", "find_files", "looks_like"]
 
-# BasicSR's names of the same layers: since v1.0, and in v0.1.
-_RENAMED = (("body.", "recon_trunk."), ("conv_hr.", "HRconv."))
 # A norm of the junyanz networks; before mid-2018 also instance norms kept statistics, which nothing used.
 _STATISTIC = re.compile(
     r"((?:[GD]_[AB]\.)?model\.\d+(?:\.conv_block\.\d+)?)\.(?:running_mean|running_var|num_batches_tracked)"
 )
-_OLD_VGG_LAYERS = 10
 
 
 def converted(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
@@ -43,60 +40,14 @@ def converted(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[st
         A new dictionary; tensors that did not change are those of ``state``.
     """
     state = {canonical(name): tensor for name, tensor in state.items()}
-    if "conv0_0.weight" in expected and _is_old_vgg(state):
-        state = _from_old_vgg(state)
-    for new, old in _RENAMED:
-        for given, wanted in ((old, new), (new, old)):
-            if _any_starts(expected, wanted) and not _any_starts(expected, given):
-                state = {_with_start(name, given, wanted): tensor for name, tensor in state.items()}
+    state = basicsr_names.renamed(state, expected)
     return {name: tensor for name, tensor in state.items() if not _is_unused(name, state, expected)}
-
-
-def _any_starts(names: Collection[str], start: str) -> bool:
-    return any(name.startswith(start) for name in names)
-
-
-def _with_start(name: str, given: str, wanted: str) -> str:
-    return wanted + name.removeprefix(given) if name.startswith(given) else name
 
 
 def _is_unused(name: str, state: Mapping[str, Tensor], expected: Collection[str]) -> bool:
     """Return whether an entry is a statistic of an instance norm that the network does not keep."""
     found = _STATISTIC.fullmatch(name)
     return found is not None and name not in expected and f"{found.group(1)}.weight" not in state
-
-
-def _old_vgg_names() -> dict[str, str]:
-    """Return the layers' names in BasicSR v0.0's discriminator and what they are called since v0.1."""
-    names = {"features.0": "conv0_0", "classifier.0": "linear1", "classifier.2": "linear2"}
-    for layer in range(1, _OLD_VGG_LAYERS):
-        place = f"{layer // 2}_{layer % 2}"
-        names[f"features.{3 * layer - 1}"] = f"conv{place}"
-        names[f"features.{3 * layer}"] = f"bn{place}"
-    return names
-
-
-def _is_old_vgg(state: Mapping[str, Tensor]) -> bool:
-    layers = {name.rpartition(".")[0] for name in state}
-    return layers == set(_old_vgg_names())
-
-
-def _from_old_vgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return BasicSR v0.0's discriminator as that of v0.1.
-
-    A bias in front of a batch norm shifts the batch's mean and nothing else; in evaluation mode the norm
-    subtracts the running mean instead, which takes the bias over.
-    """
-    names = _old_vgg_names()
-    new = {}
-    for name, tensor in state.items():
-        layer, _, kind = name.rpartition(".")
-        new[f"{names[layer]}.{kind}"] = tensor
-    for name in [name for name in new if re.fullmatch(r"conv\d_\d\.bias", name)]:
-        mean = f"bn{name[4:7]}.running_mean"
-        if mean in new:
-            new[mean] = new[mean] - new.pop(name)
-    return new
 
 
 _Reader = Callable[[Mapping[str, Tensor]], "dict[str, Any] | None"]
@@ -118,14 +69,13 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
     """Return in words which baseline's network a state dictionary is of, or an empty string.
 
     Examples are ``StarGAN's generator (conv_dim 64, c_dim 5, repeat_num 6)`` and, for files of both
-    directions, ``both of CycleGAN: CycleGAN's ResNet generator (...)``.
+    directions, ``both of CycleGAN, each CycleGAN's ResNet generator (...)``.
     """
     state = {canonical(name): tensor for name, tensor in state.items()}
     for first, second in (("G_A.", "G_B."), ("D_A.", "D_B.")):
         if state and all(name.startswith((first, second)) for name in state):
             one = looks_like({n.removeprefix(first): t for n, t in state.items() if n.startswith(first)})
             return f"both of CycleGAN, each {one}" if one else ""
-    state = converted(state, {"conv0_0.weight", *(f"{new}weight" for new, _ in _RENAMED)})
     for words, sizes_of in _LOOKS:
         sizes = sizes_of(state)
         if sizes is not None:

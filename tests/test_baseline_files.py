@@ -96,6 +96,8 @@ class TestConversions:
         both = nn.ModuleDict({"G_A": network, "G_B": resnet.ResnetGenerator(ngf=2, blocks=1)})
         doubled = {f"{role}.{n}": t for role in ("G_A", "G_B") for n, t in state.items()}
         assert set(converted(doubled, both.state_dict())) == set(both.state_dict())
+        keeps = {*network.state_dict(), "model.2.running_mean"}
+        assert set(converted(state, keeps)) == keeps
         judge = patch.PatchDiscriminator(ndf=2, norm="instance")
         with_statistics = {**judge.state_dict(), "model.3.running_mean": torch.zeros(4)}
         assert list(converted(with_statistics, judge.state_dict())) == list(judge.state_dict())
@@ -154,6 +156,10 @@ class TestLooks:
         assert looks_like(no_counts) == words
 
     def test_older_names_are_known_too(self) -> None:
+        assert srgan.discriminator_sizes(old_discriminator()) == {"in_nc": 3, "nf": 2, "size": 32}
+        assert srgan.msrresnet_sizes(old_names(srgan.MSRResNet(nf=3, nb=2).state_dict())) == {
+            **{"in_nc": 3, "out_nc": 3, "nf": 3, "nb": 2, "upscale": 4}
+        }
         assert looks_like(old_names(srgan.MSRResNet(nf=2, nb=1).state_dict())).startswith(
             "SRGAN's generator MSR"
         )

@@ -355,8 +355,8 @@ class TestBaselines:
             match=(
                 r"f\.ckpt, generator: these are the weights of another network \(missing: "
                 r"conv_first\.weight, conv_first\.bias, body\.0\.conv1\.weight \.\.\.; not expected: "
-                r"main\.0\.weight, main\.1\.weight, main\.1\.bias \.\.\.\); they look like StarGAN's generator \(conv_dim 2, "
-                r"c_dim 5, repeat_num 6\); give the checkpoint"
+                r"main\.0\.weight, main\.1\.weight, main\.1\.bias \.\.\.\); they look like "
+                r"StarGAN's generator \(conv_dim 2, c_dim 5, repeat_num 6\); give the checkpoint"
             ),
         ):
             load_weights(srgan.MSRResNet(nf=1, nb=1), state, "f.ckpt, generator")

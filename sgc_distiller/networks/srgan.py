@@ -1,7 +1,7 @@
 """The networks of SRGAN (Ledig et al., 2017) as in BasicSR, of both of its generations.
 
 Sizes follow https://github.com/XPixelGroup/BasicSR. `MSRResNet` is the generator of v0.1 and later,
-`SRResNet` that of v0.0. Key names are those of v1.x; `sgc_distiller.baseline_files` renames older files.
+`SRResNet` that of v0.0. Key names are those of v1.x, for which `basicsr_names` knows the older ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks import basicsr_names
 from sgc_distiller.networks.sizes import fitting, kernel_shape
 
 __all__ = [
@@ -199,7 +200,8 @@ class VGGDiscriminator(nn.Module):
 
 
 def msrresnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the arguments of `MSRResNet` that a state dictionary tells, or ``None`` if it is another's."""
+    """Return the arguments of `MSRResNet` that a state dictionary of v0.1 or later tells, or ``None``."""
+    state = basicsr_names.current(state)
     nf, in_nc, _, _ = kernel_shape(state, "conv_first.weight")
     widened = kernel_shape(state, "upconv1.weight")[0]
     sizes = {
@@ -229,6 +231,7 @@ def srresnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 def discriminator_sizes(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Return the arguments of `VGGDiscriminator` that a state dictionary tells, or ``None``."""
+    state = basicsr_names.current(state)
     nf, in_nc, _, _ = kernel_shape(state, "conv0_0.weight")
     linear = state.get("linear1.weight")
     inputs = linear.shape[-1] if linear is not None and linear.dim() == 2 else 0
