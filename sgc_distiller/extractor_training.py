@@ -2,7 +2,8 @@
 
 The network learns what the folder says about its pictures: attributes, classes or domains; else by how many
 quarters a picture was turned, which needs no labels (Gidaris et al. 2018, https://arxiv.org/abs/1803.07728).
-One file is kept for each set and size in the cache; its numbers depend on its weights, which name it.
+Beside it the network learns how blurred and how noisy a picture was made, for what tells red from blue need
+not see bad pictures. One file is kept for each set and size in the cache; its weights name it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.extractor_validity import Validity, validate
 from sgc_distiller.labelled_pictures import LabelledSet, labelled_images, open_labelled
 from sgc_distiller.metrics import FeatureStatistics
+from sgc_distiller.picture_changes import as_input, augmented, damaged, resized, turned
 from sgc_distiller.picture_network import (
     AttributeClassifier,
     Kind,
@@ -56,13 +58,14 @@ LARGEST_SIZE = 64
 
 _MOST_PICTURES = 20_000
 _FEWEST_PICTURES = 20
-_PICTURES_TO_SEE = 50_000  # in all epochs together, where the caller names no number of epochs
+_PICTURES_TO_SEE = 30_000  # in all epochs together, where the caller names no number of epochs
 _EPOCHS = (3, 40)  # the fewest and the most of them
 _BATCH = 64
 _BATCH_WITHOUT_GRADIENT = 250
 _LEARNING_RATE = 4e-3
 _TOTAL_VARIANCE = 100.0
 _QUARTERS = 4
+_DAMAGE_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def train_extractor(
     Args:
         images: The set. Of more than 20,000 pictures a fixed random choice is taken.
         seed: Seed of initialisation, order and augmentation.
-        epochs: Passes over the pictures; None for as many as show 50,000 pictures, from 3 to 40.
+        epochs: Passes over the pictures; None for as many as show 30,000 pictures, from 3 to 40.
         size: Height and width that the network sees, in pixels; None for the set's, but at most 64.
         names: Names of the classes or attributes.
         mirror: Whether mirrored pictures belong to the same class; leave it off for writing.
@@ -120,8 +123,7 @@ def train_extractor(
         )
     lesson = _lesson(images, size, tuple(names), mirror, torch.device(device))
     count = len(lesson.pixels)
-    fewest, most = _EPOCHS
-    epochs = min(max(math.ceil(_PICTURES_TO_SEE / count), fewest), most) if epochs is None else epochs
+    epochs = _epochs_for(count) if epochs is None else epochs
     order = torch.randperm(count, generator=generator_for(seed, "extractor", "held out"))
     held_out, kept = order[: count // 10], order[count // 10 :]
     with torch.random.fork_rng(devices=[]):
@@ -247,7 +249,7 @@ def _lesson(
     order = torch.randperm(len(images), generator=generator_for(0, "extractor", "pictures"))
     chosen = order[:_MOST_PICTURES].sort().values
     pixels = torch.cat(
-        [_resized(images.pixels(part), size) for part in torch.split(chosen, _BATCH_WITHOUT_GRADIENT)]
+        [resized(images.pixels(part), size) for part in torch.split(chosen, _BATCH_WITHOUT_GRADIENT)]
     )
     pixels = pixels.to(device)
     labels = images.labels
@@ -259,28 +261,28 @@ def _lesson(
         known = tuple(names[int(i)] if 0 <= int(i) < len(names) else str(int(i)) for i in found)
         codes = torch.searchsorted(found, labels[chosen])
         return _Lesson("classes", known, pixels, codes.to(device), mirror)
-    turned = tuple(f"{90 * quarter} degrees" for quarter in range(_QUARTERS))
+    degrees = tuple(f"{90 * quarter} degrees" for quarter in range(_QUARTERS))
     nothing = torch.zeros(len(pixels), dtype=torch.int64, device=device)
-    return _Lesson("rotations", turned, pixels, nothing, mirror)
+    return _Lesson("rotations", degrees, pixels, nothing, mirror)
 
 
-def _resized(pixels: Tensor, size: int) -> Tensor:
-    """Return uint8 pixels (B, C, H, W) as uint8 (B, 3, size, size), antialiased."""
-    if pixels.shape[2:] != (size, size):
-        resized = F.interpolate(
-            pixels.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
-        )
-        pixels = resized.round().clamp(0, 255).to(torch.uint8)
-    return pixels.expand(-1, 3, -1, -1)
+def _epochs_for(count: int) -> int:
+    """Return how many passes over ``count`` pictures are worth their time."""
+    fewest, most = _EPOCHS
+    return min(max(math.ceil(_PICTURES_TO_SEE / count), fewest), most)
 
 
 def _train(network: PictureNetwork, lesson: _Lesson, kept: Tensor, epochs: int, seed: int) -> None:
     steps = epochs * math.ceil(len(kept) / _BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
+    generator = generator_for(seed, "extractor", "damage")
     network.train()
     for pictures, wanted in _shuffled(lesson, kept, epochs, seed):
-        loss = _loss(network(pictures), wanted)
+        pictures, damage = damaged(pictures, generator)
+        logits, seen = network(pictures)
+        whole = damage.sum(dim=1) == 0
+        loss = _loss(logits[whole], wanted[whole]) + _DAMAGE_WEIGHT * F.mse_loss(seen, damage)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -298,39 +300,12 @@ def _shuffled(lesson: _Lesson, kept: Tensor, epochs: int, seed: int) -> Iterator
     for epoch in range(epochs):
         generator = generator_for(seed, "extractor", "epoch", epoch)
         for chosen in torch.split(kept[torch.randperm(len(kept), generator=generator)], _BATCH):
-            pixels = _augmented(lesson.pixels, chosen, lesson.mirror, generator)
+            pixels = augmented(lesson.pixels, chosen, lesson.mirror, generator)
             wanted = lesson.wanted[chosen.to(lesson.wanted.device)]
             if lesson.kind == "rotations":
                 quarters = torch.randint(_QUARTERS, (len(chosen),), generator=generator)
-                pixels, wanted = _turned(pixels, quarters), quarters.to(wanted.device)
-            yield _as_input(pixels), wanted
-
-
-def _augmented(pixels: Tensor, chosen: Tensor, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Return the chosen pictures, each shifted by up to a sixteenth and half of them mirrored if allowed."""
-    size, reach, count = pixels.shape[-1], pixels.shape[-1] // 16, len(chosen)
-    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
-    rows, columns = (torch.arange(size) + shifts).clamp(0, size - 1).unbind(0)  # edges are repeated
-    if mirror:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, size - 1 - columns, columns)
-    places = (chosen[:, None, None], rows[:, :, None], columns[:, None, :])
-    which, row, column = (item.to(pixels.device) for item in places)
-    moved: Tensor = pixels.permute(0, 2, 3, 1)[which, row, column]  # (B, size, size, 3)
-    return moved.permute(0, 3, 1, 2)
-
-
-def _turned(pixels: Tensor, quarters: Tensor) -> Tensor:
-    """Return pictures (B, C, size, size), each turned by its number of quarters."""
-    turned = pixels.clone()
-    for quarter in range(1, _QUARTERS):
-        these = (quarters == quarter).to(pixels.device)
-        turned[these] = pixels[these].rot90(quarter, (2, 3))
-    return turned
-
-
-def _as_input(pixels: Tensor) -> Tensor:
-    return pixels.to(torch.float32).mul(2 / 255).sub(1)
+                pixels, wanted = turned(pixels, quarters), quarters.to(wanted.device)
+            yield as_input(pixels), wanted
 
 
 @torch.no_grad()
@@ -338,7 +313,7 @@ def _set_scale(network: PictureNetwork, pixels: Tensor, name: str) -> None:
     """Scale the features such that their total variance over the pictures is 100."""
     statistics = FeatureStatistics()
     for part in torch.split(pixels, _BATCH_WITHOUT_GRADIENT):
-        statistics.update(network.trunk(_as_input(part)))
+        statistics.update(network.trunk(as_input(part)))
     variance = float(statistics.compute()[1].trace())
     if not math.isfinite(variance) or variance <= 0:
         raise UserError(
@@ -356,12 +331,12 @@ def _accuracy(network: PictureNetwork, lesson: _Lesson, held_out: Tensor) -> dic
         pixels, wanted = lesson.pixels[chosen], lesson.wanted[chosen]
         if lesson.kind == "rotations":
             for quarter in range(_QUARTERS):
-                named = network(_as_input(pixels.rot90(quarter, (2, 3)))).argmax(dim=1)
+                named = network(as_input(pixels.rot90(quarter, (2, 3))))[0].argmax(dim=1)
                 right.append(named == quarter)
         elif lesson.kind == "classes":
-            right.append(network(_as_input(pixels)).argmax(dim=1) == wanted)
+            right.append(network(as_input(pixels))[0].argmax(dim=1) == wanted)
         else:
-            right.append((network(_as_input(pixels)) > 0) == (wanted > 0.5))
+            right.append((network(as_input(pixels))[0] > 0) == (wanted > 0.5))
     shares = torch.cat(right).double().mean(dim=0)
     if lesson.kind == "attributes":
         return dict(zip(lesson.names, shares.tolist(), strict=True))

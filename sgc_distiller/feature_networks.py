@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from sgc_distiller.errors import UserError
 __all__ = [
     "DIGITS_WEIGHTS",
     "INCEPTION_URL",
+    "Classifier",
     "DigitsExtractor",
     "DigitsNetwork",
     "Extractor",
@@ -43,6 +45,24 @@ DIGITS_WEIGHTS = Path(__file__).parent / "assets" / "digits_cnn.pt"
 _INCEPTION_HASH = "6726825d"
 _INCEPTION_CHUNK = 50  # pictures at once; pytorch-fid's batch
 _DIGITS_SIZE = 32
+
+
+class Classifier(nn.Module):
+    """Names attributes or classes of pictures.
+
+    Args:
+        name: Name with which metrics are labelled.
+        targets: Names of the attributes or classes, one for each output.
+    """
+
+    def __init__(self, name: str, targets: Sequence[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.targets = tuple(targets)
+
+    def predict(self, pictures: Tensor) -> Tensor:
+        """Return the probabilities (B, targets) in [0, 1] of pictures (B, 1 or 3, H, W) in [-1, 1]."""
+        raise NotImplementedError
 
 
 class Extractor(nn.Module):
@@ -79,6 +99,10 @@ class Extractor(nn.Module):
         if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
             raise ValueError(f"Expected pictures (B, 1 or 3, H, W), got {tuple(pictures.shape)}.")
         return pictures.to(torch.float32).mul(127.5).add(128).floor().clamp(0, 255) / 255
+
+    def classifier(self, attributes: Sequence[str]) -> Classifier | None:
+        """Return what names these attributes of pictures; None where the network has not learnt them."""
+        return None
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return the features (B, dim) of pictures (B, C, H, W) in [0, 1]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sgc_distiller.errors import UserError
+from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.extractor_validity import Validity
-from sgc_distiller.feature_networks import Extractor, parse_weights, read_weights
+from sgc_distiller.feature_networks import Classifier, Extractor, parse_weights, read_weights
 from sgc_distiller.runs import atomic_file
 
 __all__ = [
@@ -40,10 +40,11 @@ _FORMAT = "sgc picture extractor 1"
 
 
 class PictureNetwork(nn.Module):
-    """Classifier of colour pictures of any size; ``features`` are the 64 numbers before its last layer.
+    """Classifier of colour pictures of any size; ``features`` are the 64 numbers before its last layers.
 
-    They are multiplied with ``scale``, chosen in training such that their total variance over the set is 100:
-    a Fréchet distance of 100 is as much as the pictures differ among themselves.
+    They are drawn from three depths, so that they tell fine texture as well as what a picture shows, and are
+    multiplied with ``scale``, chosen in training such that their total variance over the set is 100: a
+    Fréchet distance of 100 is as much as the pictures differ among themselves.
 
     Args:
         outputs: Number of classes or attributes.
@@ -53,25 +54,43 @@ class PictureNetwork(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        stages: list[nn.Module] = []
         for inputs, width, stride in ((3, 24, 2), (24, 48, 2), (48, 96, 2), (96, 128, 2), (128, 128, 1)):
-            layers += [nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(width), nn.ReLU()]
-        pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, self.dim), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers, *pooled)
+            convolution = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+            stages.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU()))
+        self.stages = nn.ModuleList(stages)
+        self.mix = nn.Linear(48 + 96 + 128, self.dim)
         self.head = nn.Linear(self.dim, outputs)
+        self.damage = nn.Linear(self.dim, 2)
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the logits (B, outputs) of pictures (B, 3, H, W) in [-1, 1]."""
-        logits: Tensor = self.head(self.trunk(pictures))
-        return logits
+    def trunk(self, pictures: Tensor) -> Tensor:
+        """Return the features (B, 64) of pictures (B, 3, H, W) in [-1, 1] before they are scaled."""
+        pooled, maps = [], pictures
+        for index, stage in enumerate(self.stages):
+            maps = stage(maps)
+            if index in (1, 2, 4):
+                pooled.append(maps.mean(dim=(2, 3)))
+        mixed: Tensor = self.mix(torch.cat(pooled, dim=1))
+        return mixed
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Name pictures and say how damaged they are.
+
+        Args:
+            pictures: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            The logits (B, outputs), and how blurred and how noisy each is as shares (B, 2) of the most in
+            training.
+        """
+        features = self.trunk(pictures)
+        return self.head(features), self.damage(features)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return the features (B, 64) of pictures (B, 3, H, W) in [-1, 1]."""
-        features: Tensor = self.trunk(pictures) * self.scale
-        return features
+        return self.trunk(pictures) * self.scale
 
 
 @dataclass(frozen=True)
@@ -122,43 +141,63 @@ class PictureExtractor(Extractor):
         """Return the features (B, 64) of pictures (B, 1 or 3, H, W) in [0, 1]."""
         return self.network.features(_prepared(pictures, self.record.size))
 
+    def classifier(self, attributes: Sequence[str]) -> AttributeClassifier | None:
+        """Return what names these attributes of pictures; None where the network has not learnt them."""
+        if self.record.kind != "attributes" or not set(attributes) <= set(self.record.targets):
+            return None
+        return AttributeClassifier(self, attributes)
+
     @torch.no_grad()
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Return what the network's outputs say: probabilities (B, outputs) of pictures in [-1, 1].
 
         Those of attributes are independent of each other; those of classes and rotations sum to 1.
         """
-        logits = self.network(_prepared(self.in_8_bits(pictures), self.record.size))
+        logits, _ = self.network(_prepared(self.in_8_bits(pictures), self.record.size))
         probabilities: Tensor = logits.sigmoid() if self.record.kind == "attributes" else logits.softmax(1)
         return probabilities
 
 
-class AttributeClassifier:
+class AttributeClassifier(Classifier):
     """Names the attributes or the class of pictures, independently of the GAN that made them.
 
     Args:
         extractor: A trained extractor, or the file of one.
-        device: Where a file's network computes.
+        attributes: Which of its targets, in this order; None for all.
 
     Raises:
-        UserError: The file cannot be used, or the network has learnt rotations only.
+        UserError: The file cannot be used, the network has learnt rotations only, or not these attributes.
     """
 
-    def __init__(self, extractor: PictureExtractor | str | Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, extractor: PictureExtractor | str | Path, attributes: Sequence[str] | None = None
+    ) -> None:
         if not isinstance(extractor, PictureExtractor):
-            extractor = load_picture_extractor(Path(extractor)).to(device)
-        if extractor.record.kind == "rotations":
+            extractor = load_picture_extractor(Path(extractor))
+        record = extractor.record
+        if record.kind == "rotations":
             raise UserError(
                 f"Expected an extractor trained on attributes or classes, got {extractor.name}, which has "
-                f"learnt rotations of {extractor.record.trained_on}. Train one on a folder with an attribute "
-                "file or with a subfolder for each class."
+                f"learnt rotations of {record.trained_on}. Train one on a folder with an attribute file or "
+                "with a subfolder for each class."
             )
+        wanted = record.targets if attributes is None else tuple(attributes)
+        unknown = [name for name in wanted if name not in record.targets]
+        if unknown:
+            raise UserError(
+                f"Expected attributes out of {', '.join(record.targets)}, which {extractor.name} has learnt, "
+                f"got {unknown[0]!r}.{nearest(unknown[0], record.targets)}"
+            )
+        super().__init__(extractor.name, wanted)
         self.extractor = extractor
-        self.targets = extractor.record.targets
+        self._columns = [record.targets.index(name) for name in wanted]
 
     def predict(self, pictures: Tensor) -> Tensor:
-        """Return the probabilities (B, targets) float32 in [0, 1] of pictures (B, C, H, W) in [-1, 1]."""
-        return self.extractor.probabilities(pictures)
+        """Return the probabilities (B, targets) float32 in [0, 1] of pictures (B, C, H, W) in [-1, 1].
+
+        Those of attributes are independent of each other; those of all classes sum to 1.
+        """
+        return self.extractor.probabilities(pictures)[:, self._columns]
 
 
 def save_picture_extractor(extractor: PictureExtractor, path: Path) -> None:
