@@ -276,7 +276,8 @@ class GroupLassoRegularizer(ParameterRegularizer):
         group = value[1]
         if isinstance(group, str) and group in self.groups:
             return strength, group
-        if self.threshold_criteria is not None and group in _LASSO_GROUPS:
+        is_lasso = isinstance(group, str) and group in _LASSO_GROUPS
+        if self.threshold_criteria is not None and is_lasso:
             raise checks.ArgumentError(
                 f"Expected a group type that can have a threshold ({', '.join(self.groups)}), got {group!r}. "
                 "Leave out 'threshold_criteria', or name another group type.",

@@ -200,7 +200,7 @@ def _read_policy(node: Node, instances: Mapping[str, Mapping[str, InstanceSpec]]
     section = _SECTION_OF[kind]
     known = instances.get(section, {})
     name = _text(what["instance_name"])
-    if name.value not in known:
+    if isinstance(name.value, str) and name.value not in known:
         _refuse_other_kind(kind, name, instances)
     instance = known[name.name(f"an instance declared under {section!r}", list(known))]
     active, meta = _read_epochs(node, entry)

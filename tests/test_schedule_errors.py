@@ -291,6 +291,35 @@ def test_rounding_is_not_ignored(what: str, path: Path):
     assert run.filters() == [run.ranked(3)] * 4  # 2.4 rounded up
 
 
+UNHASHABLE = {
+    "the name of an instance": (
+        {"pruner": {"instance_name": ["p"]}, "epochs": [0]},
+        r"policies\[0\].pruner.instance_name: Expected an instance declared under 'pruners', got \['p'\]",
+    ),
+    "the name of an instance, a mapping": (
+        {"pruner": {"instance_name": {"p": 1}}, "epochs": [0]},
+        r"policies\[0\].pruner.instance_name: Expected an instance declared under 'pruners', got {'p': 1}",
+    ),
+    "the group of a threshold": (
+        {"regularizer": {"instance_name": "r"}, "epochs": [0]},
+        r"regularizers.r.reg_regims.conv2.weight\[1\]: Expected a group type \(.*got {'a': 1}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("policy", "message"), UNHASHABLE.values(), ids=UNHASHABLE)
+def test_lists_and_mappings_in_the_place_of_names_are_refused(policy: dict[str, Any], message: str):
+    group: Any = "3D" if "pruner" in policy else {"a": 1}
+    lasso = {
+        "class": "GroupLassoRegularizer",
+        "reg_regims": {"conv2.weight": [0.1, group]},
+        "threshold_criteria": "Max",
+    }
+    levels = {"class": "SparsityLevelParameterPruner", "levels": {"fc1.weight": 0.5}}
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.from_dict({"pruners": {"p": levels}, "regularizers": {"r": lasso}, "policies": [policy]})
+
+
 def entry(section: str, name: str, epochs: list[int]) -> dict[str, Any]:
     return {section: {"instance_name": name}, "epochs": epochs}
 
