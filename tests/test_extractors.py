@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sgc_distiller import extractors, feature_networks
+from sgc_distiller import extractor_training, extractors, feature_networks
 from sgc_distiller.data import ImageSet, normalise, open_images
 from sgc_distiller.errors import NotANumberError, UserError
-from sgc_distiller.extractors import DIGITS_WEIGHTS, GeneratorMetric, inception_path, load_extractor
+from sgc_distiller.extractor_validity import Validity
+from sgc_distiller.extractors import GeneratorMetric, inception_path, load_extractor
+from sgc_distiller.feature_networks import DIGITS_WEIGHTS
 from sgc_distiller.metrics import FeatureStatistics, frechet_distance
+from sgc_distiller.picture_network import PictureExtractor, save_picture_extractor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -258,6 +262,35 @@ class TestGeneratorMetric:
         assert "reference digits-all1797 32x32; 100 images" in fid.name
         assert "reference digits-all1797 32x32, 50 of them; 50 images" in kid.name
 
+    def test_pictures_of_other_sizes_are_resized_by_the_extractor_and_the_names_say_so(
+        self, digits: ImageSet
+    ):
+        extractor = load_extractor("digits")
+        metric = GeneratorMetric(extractor, digits)
+        large = F.interpolate(all_of(digits, 60), size=(48, 40), mode="bilinear")
+        fid, kid = metric.evaluate(large.split(25), "x")
+        about = f"{extractor.name}; reference digits-all1797 32x32; 60 images, x"
+        assert fid.name == f"FID[{about}, 48x40 resized by the extractor]"
+        assert kid.name == f"KID[{about}, 48x40 resized by the extractor]"
+        features = [item.double().numpy() for item in (extractor(large), extractor(all_of(digits)))]
+        moments = [
+            item for one in features for item in (one.mean(axis=0), np.cov(one, rowvar=False))
+        ]  # the reference is as large as ever
+        assert fid.value == pytest.approx(frechet_distance(*moments), rel=1e-3)
+
+    def test_lists_of_pictures_of_several_sizes_are_measured(self, digits: ImageSet):
+        metric = GeneratorMetric(load_extractor("digits"), digits)
+        pictures = all_of(digits, 60)
+        usual = metric.evaluate([pictures], "x")
+        listed = metric.evaluate([list(pictures[:20]), pictures[20:59], pictures[59]], "x")
+        assert [item.name for item in listed] == [item.name for item in usual]
+        assert [item.value for item in listed] == pytest.approx([item.value for item in usual], rel=1e-4)
+        mixed = [F.interpolate(item[None], scale_factor=1 + i % 3)[0] for i, item in enumerate(pictures)]
+        fid, kid = metric.evaluate([mixed[:30], mixed[30:]], "x")
+        assert fid.name.endswith("60 images, x, of several sizes, resized by the extractor]")
+        assert kid.name.endswith("60 images, x, of several sizes, resized by the extractor]")
+        assert fid.value == pytest.approx(usual[0].value, rel=0.2)
+
     def test_mistakes_are_explained(self, digits: ImageSet):
         metric = GeneratorMetric(load_extractor("digits"), digits)
         with pytest.raises(ValueError, match=r"Expected pictures \(B, 1 or 3, H, W\), got \(2, 2, 64, 64\)"):
@@ -268,6 +301,77 @@ class TestGeneratorMetric:
             metric.evaluate([], "x")
         with pytest.raises(NotANumberError, match="not finite numbers"):
             metric.evaluate([torch.full((4, 1, 32, 32), float("nan"))], "x")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A folder of 24 pictures in two classes, an empty cache, and training that takes a moment."""
+    monkeypatch.setattr(extractor_training, "_EPOCHS", (1, 1))
+    monkeypatch.setenv("SGC_CACHE", str(tmp_path / "cache"))
+    for index in range(24):
+        place = tmp_path / "pictures" / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(index).randint(0, 256, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+class TestFolder:
+    def test_auto_trains_one_for_a_folder_and_says_so(self, no_downloads: Path, folder: Path):
+        extractor = load_extractor("auto", source=folder, image_size=16)
+        assert re.fullmatch(r"cnn-[0-9a-f]{8}", extractor.name)
+        assert f"The Inception weights are not at {no_downloads}" in extractor.note
+        assert f"{extractor.name}, trained on the classes of folder:pictures-train24" in extractor.note
+        assert f"'sgc extractor train {folder}' makes it beforehand" in extractor.note
+        assert extractors.INCEPTION_URL in extractor.note
+        assert load_extractor("folder", source=folder, image_size=16).name == extractor.name
+        assert "Inception" not in load_extractor("folder", source=folder, image_size=16).note
+
+    def test_the_note_says_whether_it_is_valid(self, folder: Path):
+        extractor = load_extractor("folder", source=folder, image_size=16)
+        assert isinstance(extractor, PictureExtractor)
+        rising = ((1.0, 1.0), (2.0, 2.0), (3.0, 3.0))
+        for drop, words in (
+            (rising, "it is valid: distances rise with blur, noise and missing pictures"),
+            (rising[::-1], "it is not valid, distances do not rise steadily with drop: mistrust their order"),
+        ):
+            validity = Validity("classes", {"blur": rising, "noise": rising, "drop": drop})
+            extractor.record = replace(extractor.record, validity=validity)
+            save_picture_extractor(extractor, folder.parent / "x.pt")
+            assert words in load_extractor("folder", folder.parent / "x.pt").note
+        extractor.record = replace(extractor.record, validity=None)
+        save_picture_extractor(extractor, folder.parent / "x.pt")
+        assert "whether it is valid was not tried" in load_extractor("folder", folder.parent / "x.pt").note
+
+    def test_its_file_can_be_named(self, no_downloads: Path, folder: Path):
+        record = extractor_training.train_folder_extractor(folder, 16)
+        for name in ("auto", "folder"):
+            assert load_extractor(name, record["path"]).name == record["name"]
+
+    def test_an_open_set_is_a_source(self, folder: Path):
+        images = open_images(folder, 16, 3)
+        extractor = load_extractor("folder", source=images)
+        assert "trained on the rotations of folder:pictures-24" in extractor.note
+        assert "sgc extractor train" not in extractor.note
+
+    def test_digits_have_the_shipped_one(self, no_downloads: Path, folder: Path):
+        (folder / "train-images-idx3-ubyte").write_bytes(b"")
+        for source in (None, "digits", folder):
+            assert load_extractor("auto", source=source).name == load_extractor("digits").name
+
+    def test_pictures_are_measured_with_it(self, folder: Path, device: torch.device):
+        images = open_images(folder, 16, 3)
+        extractor = load_extractor("folder", source=folder, image_size=16, device=device)
+        fid, kid = GeneratorMetric(extractor, images).evaluate([all_of(images)], "real")
+        assert fid.name == f"FID[{extractor.name}; reference folder:pictures-24 16x16; 24 images, real]"
+        assert fid.value == pytest.approx(0, abs=1e-3)
+        assert kid.value < 1
+
+    def test_without_a_source_there_is_nothing_to_learn(self):
+        with pytest.raises(UserError, match="Expected a folder of pictures for the extractor 'folder', got"):
+            load_extractor("folder")
+        with pytest.raises(UserError, match=r"Cannot read the weights of a trained extractor at .*none\.pt"):
+            load_extractor("folder", "none.pt")
 
 
 class TestChoice:
