@@ -41,7 +41,7 @@ class SRGAN(GANTask):
 
     Args:
         image_size: Side of the crops for training, in pixels of the large picture: 128 as in the baseline, or
-            another multiple of 32.
+            another multiple of 32 from 64 on.
         width: Channels of the hidden layers of the generator and of the discriminator's first one (``nf``).
         blocks: Residual blocks of the generator.
         scale: How many times larger the result is, 2 or 4.
@@ -71,7 +71,7 @@ class SRGAN(GANTask):
         perceptual: str = "auto",
         vgg_weights: str | None = None,
     ) -> None:
-        within("srgan", image_size=(image_size, 32), width=(width, 1), blocks=(blocks, 0))
+        within("srgan", image_size=(image_size, 64), width=(width, 1), blocks=(blocks, 0))
         if image_size % 32:
             raise UserError(f"srgan: expected image_size to be a multiple of 32, got {image_size}")
         choices: dict[str, tuple[Any, Sequence[Any]]] = {

@@ -79,13 +79,14 @@ class StarGAN(GANTask):
         self.image_size = image_size
         self.width = width
         self.blocks = blocks
-        self.layers = min(6, image_size.bit_length() - 2) if layers is None else layers
+        self.layers = layers
         self.attributes = names(attributes)
         if not self.attributes:
             raise UserError("stargan: expected the name of at least one attribute, got none")
         wanted = [name for name in _EXCLUSIVE if name in self.attributes] if exclusive is None else exclusive
-        self.exclusive = names(wanted)
-        unknown = [name for name in self.exclusive if name not in self.attributes]
+        self.exclusive = None if exclusive is None else names(exclusive)
+        self._one_at_a_time = names(wanted)
+        unknown = [name for name in self._one_at_a_time if name not in self.attributes]
         if unknown:
             raise UserError(
                 f"stargan: expected 'exclusive' to name attributes ({', '.join(self.attributes)}), "
@@ -98,14 +99,15 @@ class StarGAN(GANTask):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the sizes that a generator's weights tell; the picture's size they do not."""
+        """Return the sizes that a generator's weights tell; neither the picture's nor the attributes' names."""
         sizes = networks.generator_sizes(state)
         if sizes is None:
             return None
+        known: dict[str, Any] = {"width": sizes["conv_dim"], "blocks": sizes["repeat_num"]}
         usual = cls.usual_options()["attributes"]
-        count = sizes["c_dim"]
-        known = usual if count == len(usual) else [f"attribute_{index}" for index in range(count)]
-        return {"width": sizes["conv_dim"], "blocks": sizes["repeat_num"], "attributes": list(known)}
+        if sizes["c_dim"] == len(usual):  # of another number the data tell the names
+            known["attributes"] = list(usual)
+        return known
 
     @classmethod
     def options_for(cls, source: str | None) -> dict[str, Any]:
@@ -119,7 +121,8 @@ class StarGAN(GANTask):
         channels, count = scaled(self.width, width), len(self.attributes)
         if role == "generator":
             return networks.Generator(channels, count, self.blocks)
-        return networks.Discriminator(self.image_size, channels, count, self.layers)
+        layers = self.layers or min(6, self.image_size.bit_length() - 2)
+        return networks.Discriminator(self.image_size, channels, count, layers)
 
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         """Return pictures, their labels, target labels (those of another picture) and the penalty's alpha."""
@@ -185,7 +188,7 @@ class StarGAN(GANTask):
 
         An exclusive attribute is set and its fellows are cleared; any other one is flipped.
         """
-        group = [self.attributes.index(name) for name in self.exclusive]
+        group = [self.attributes.index(name) for name in self._one_at_a_time]
         wanted = labels.unsqueeze(1).repeat(1, len(self.attributes), 1)
         for index in range(len(self.attributes)):
             if index in group:
