@@ -88,10 +88,10 @@ def attribute_table(folder: str | Path) -> _Table:
     parts = [line.rsplit(maxsplit=len(names)) for _, line in rows]
     values = np.empty((len(rows), len(names)), np.int8)
     for index, part in enumerate(parts):
-        try:
-            values[index] = [_VALUES[word] for word in part[1:]]
-        except (KeyError, ValueError):
-            raise UserError(_bad_line(file, *rows[index], names)) from None
+        found = [_VALUES[word] for word in part[1:] if word in _VALUES]
+        if len(found) != len(names):
+            raise UserError(_bad_line(file, *rows[index], names))
+        values[index] = found
     files, kept = _present(place, file, [part[0].strip() for part in parts])
     return names, files, values[kept]
 
