@@ -99,7 +99,7 @@ class StarGAN(GANTask):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the sizes that a generator's weights tell; neither the picture's nor the attributes' names."""
+        """Return the sizes that a generator's weights tell; not the attributes' names."""
         sizes = networks.generator_sizes(state)
         if sizes is None:
             return None
