@@ -10,7 +10,7 @@ from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.schedule_reader import CLASSES
 
-__all__ = ["ADAPTERS", "adopt", "UNNAMED", "register"]
+__all__ = ["ADAPTERS", "UNNAMED", "adopt", "check_is_distiller", "register"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def register(distiller: Any) -> list[str]:
     Raises:
         UserError: If the module is not Intel's Distiller.
     """
-    _check(distiller)
+    check_is_distiller(distiller)
     names = []
     for section, classes in CLASSES.items():
         for name, kind in {**classes, **UNNAMED.get(section, {})}.items():
@@ -72,7 +72,8 @@ def adopt(distiller: Any, section: str, name: str, kind: type) -> bool:
     return True
 
 
-def _check(distiller: Any) -> None:
+def check_is_distiller(distiller: Any) -> None:
+    """Refuse, with a `UserError`, a module that is not Intel's Distiller."""
     missing = [name for name in _NEEDED if not hasattr(distiller, name)]
     if missing:
         file = getattr(distiller, "__file__", None)

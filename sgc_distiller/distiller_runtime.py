@@ -8,13 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgc_distiller.distiller_plugin import adopt, register
+from sgc_distiller.distiller_plugin import adopt, check_is_distiller, register
 from sgc_distiller.errors import UserError
-from sgc_distiller.filter_pruners import FilterPruner
 from sgc_distiller.plain_schedule import own_classes
 from sgc_distiller.schedule import Schedule
 
@@ -50,34 +48,16 @@ def build_with_distiller(
         UserError: If Distiller is not there, or the schedule asks for what it lacks.
     """
     distiller = import_distiller()
-    register(distiller)
     plain = schedule.plain(model)
+    check_is_distiller(distiller)
     for name, (section, kind) in own_classes(schedule.policies).items():
         if not adopt(distiller, section, name, kind):
             raise UserError(
                 f"--runtime distiller: expected a class with a name of its own, got {name!r}, which "
                 "Distiller has too; rename yours"
             )
-    _refuse_what_cannot_run(schedule)
+    register(distiller)
     return distiller.config.dict_config(model, optimizer, copy.deepcopy(plain)), plain
-
-
-def _refuse_what_cannot_run(schedule: Schedule) -> None:
-    """Refuse pruners that Distiller has and that fail in it here."""
-    for policy in schedule.policies:
-        kind = policy.instance.kind
-        if not issubclass(kind, FilterPruner):
-            continue
-        reason = "" if torch.cuda.is_available() else "Distiller's needs a GPU, and this machine has none"
-        if kind.__name__.startswith("Activation"):
-            reason = "Distiller's needs statistics of a collector, which this program has not"
-        if kind.__name__.startswith("Bernoulli"):
-            reason = "Distiller's fails with today's torch"
-        if reason:
-            raise policy.instance.node.error(
-                f"Expected a pruner that can run in Distiller here, got {kind.__name__}: {reason}. Use "
-                "--runtime builtin."
-            )
 
 
 def distiller_folder() -> str:

@@ -75,6 +75,10 @@ class SparsityLevelParameterPruner(Pruner):
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         self.levels = find_levels(model, self._asked, spared)
 
+    def prunes(self, param_name: str) -> bool:
+        """Return whether a parameter's level is above 0."""
+        return self.target(param_name, {}) > 0.0
+
     def target(self, param_name: str, meta: Meta) -> float:
         """Return the parameter's level, else that of ``'*'``, else 0."""
         return self.levels.get(param_name, self.levels.get("*", 0.0))
@@ -133,6 +137,11 @@ class _ByNamePruner(Pruner):
 
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         self._values = find_values(model, self._asked, self._argument, spared)
+
+    def prunes(self, param_name: str) -> bool:
+        """Return whether a parameter has a number, which is not negative."""
+        value = self._value(param_name)
+        return value is not None and value >= 0.0
 
     def _value(self, param_name: str) -> float | None:
         return self._values.get(param_name, self._values.get("*"))

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgc_distiller.dependent_masks import DependentMasksPolicy
+from sgc_distiller.distiller_limits import check_distiller, lacking
 from sgc_distiller.element_pruners import (
     AutomatedGradualPruner,
     NMPruner,
     SparsityLevelParameterPruner,
 )
 from sgc_distiller.epochs import last_active_epoch
-from sgc_distiller.errors import ScheduleError
 from sgc_distiller.names import spell_out
 from sgc_distiller.pruners import Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
@@ -21,7 +21,6 @@ from sgc_distiller.regularizers import GroupVarianceRegularizer
 from sgc_distiller.schedule_builder import BuiltPolicy, PolicyBuilder
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.structure_pruners import StructurePruner
-from sgc_distiller.structures import GROUP_TYPES
 
 __all__ = ["own_classes", "plain_schedule"]
 
@@ -71,19 +70,17 @@ class _Writer:
     def __init__(self, builder: PolicyBuilder) -> None:
         self.builder = builder
         self.model = builder.model
-        self.parameters = dict(builder.model.named_parameters())
         self.sections: dict[str, dict[str, Any]] = {}
         self.policies: list[Plain] = []
 
     def write(self, policies: Sequence[PolicySpec]) -> Plain:
         others = [policy for policy in policies if policy.section != "lr_schedulers"]
         built = self.builder.build(others, None, None)
-        self._check_double_copies(built)
+        check_distiller([(policy, made) for policy, made, _ in built if policy is not None], self.model)
         for policy, made, epochs in built:
             if policy is None:
                 self._write_dependent(made, epochs, built)
                 continue
-            self._check(policy, made)
             if isinstance(made, PruningPolicy) and isinstance(made.pruner, StructurePruner):
                 self._write_structures(policy, made.pruner)
             else:
@@ -94,57 +91,6 @@ class _Writer:
                 self._add("lr_schedulers", spec.name, spec, dict(spec.arguments))
                 self._use("lr_scheduler", spec.name, policy, {})
         return {"version": 1, **self.sections, "policies": self.policies}
-
-    def _refuse(self, spec: InstanceSpec, what: str, instead: str) -> ScheduleError:
-        return spec.node.error(f"Expected what Distiller has too, got {what}. {instead}")
-
-    def _check_double_copies(self, built: Sequence[BuiltPolicy]) -> None:
-        copying = [
-            policy for policy, made, _ in built if policy and getattr(made, "use_double_copies", False)
-        ]
-        for index, later in enumerate(copying):
-            for earlier in copying[:index]:
-                if set(earlier.active) & set(later.active):
-                    raise self._refuse(
-                        later.instance,
-                        "two policies with 'use_double_copies' in one epoch",
-                        "Distiller loses the dense weights then: use it in one of them.",
-                    )
-
-    def _check(self, policy: PolicySpec, made: Any) -> None:
-        spec = policy.instance
-        if getattr(made, "fold_batchnorm", False):
-            raise self._refuse(
-                spec,
-                "'fold_batchnorm'",
-                "Distiller's needs a tracer that fails with today's torch: leave it out.",
-            )
-        for group in self._groups(spec):
-            if "+4D" in group or "4D+" in group or GROUP_TYPES.get(group) == "Vectors":
-                raise self._refuse(
-                    spec, f"the group {group!r}", "Distiller knows 2D, 3D, 4D, Channels, Rows and Cols."
-                )
-        pruner = getattr(made, "pruner", None)
-        if isinstance(pruner, AutomatedGradualPruner | SparsityLevelParameterPruner):
-            self._check_shares(policy, pruner)
-
-    def _groups(self, spec: InstanceSpec) -> list[str]:
-        regims = spec.arguments.get("reg_regims")
-        values = regims.values() if isinstance(regims, Mapping) else []
-        return [str(value[1]) for value in values if isinstance(value, Sequence) and len(value) == 2]
-
-    def _check_shares(self, policy: PolicySpec, pruner: Any) -> None:
-        """Refuse shares below one element, on which Distiller fails."""
-        meta = {**policy.meta, "current_epoch": policy.meta["starting_epoch"]}
-        for name, parameter in self.parameters.items():
-            share = pruner.target(name, meta)
-            is_listed = name in getattr(pruner, "weights", ()) or share > 0
-            if is_listed and int(share * parameter.numel()) == 0:
-                raise self._refuse(
-                    policy.instance,
-                    f"a sparsity of {share:g} for the {parameter.numel()} elements of {name!r}",
-                    "Distiller fails where not one element is pruned: begin with a larger sparsity.",
-                )
 
     def _arguments(self, spec: InstanceSpec) -> Plain:
         arguments = spell_out(self.model, spec.arguments, self.builder.spared)
@@ -157,7 +103,7 @@ class _Writer:
             if issubclass(spec.kind, GroupVarianceRegularizer):
                 for name, (_, group) in arguments["reg_regims"].items():
                     if group != "Channels":
-                        raise self._refuse(
+                        raise lacking(
                             spec,
                             f"the variance of the inputs of the transposed convolution {name!r}",
                             "Distiller knows that of dimension 1 only: take the weight off the list.",
@@ -183,14 +129,16 @@ class _Writer:
         entry: Plain = {"instance_name": name, **({"args": options} if options else {})}
         if policy.meta["frequency"] is None:
             epochs: Plain = {"epochs": list(policy.active)}
-        else:  # so that Distiller, too, knows the last active epoch for the last one
-            epochs = {**policy.meta, "ending_epoch": last_active_epoch(policy.meta) + 1}
+        else:
+            epochs = dict(policy.meta)
+            if options.get("keep_mask") or options.get("mask_gradients"):
+                # so that Distiller, too, knows the last active epoch for the last one
+                epochs["ending_epoch"] = last_active_epoch(policy.meta) + 1
         self.policies.append({kind: entry, **epochs})
 
     def _write_structures(self, policy: PolicySpec, pruner: StructurePruner) -> None:
         """Write a pruner of structures: twice where its weights lie on different axes."""
         spec = policy.instance
-        self._check_structures(spec, pruner)
         arguments = {k: v for k, v in self._arguments(spec).items() if k not in _OURS}
         swapped = [name for name in pruner.weights if pruner.axes_of(name) == "inputs_first"]
         others = [name for name in pruner.weights if name not in swapped]
@@ -198,49 +146,49 @@ class _Writer:
             self._write(policy, arguments)
             return
         if not isinstance(pruner, RankedPruner):
-            raise self._refuse(
+            raise lacking(
                 spec,
                 f"{spec.kind.__name__} on the outputs of the transposed convolution {swapped[0]!r}",
                 "Distiller's prunes stored filters only: use L1RankedStructureParameterPruner.",
             )
         if others and pruner.follows_leader:
-            raise self._refuse(
+            raise lacking(
                 spec,
                 f"a leader for convolutions and transposed ones ({others[0]!r}, {swapped[0]!r})",
                 "Give each kind a pruner of its own.",
             )
+        for option in ("use_double_copies", "mask_gradients"):
+            if others and policy.arguments.get(option):
+                raise lacking(
+                    spec,
+                    f"{option!r} for convolutions and transposed ones ({others[0]!r}, {swapped[0]!r})",
+                    "They become two pruners there, which do not go with it: leave out one kind.",
+                )
         if others:
             self._write(policy, {**arguments, "weights": others})
         group = self._group(str(arguments["group_type"]), swapped[0])
         suffix = "_transposed" if others else ""
         self._write(policy, {**arguments, "group_type": group, "weights": swapped}, suffix)
 
-    def _check_structures(self, spec: InstanceSpec, pruner: StructurePruner) -> None:
-        if pruner.kind in ("Elements", "Vectors", "Kernels"):
-            raise self._refuse(
-                spec, f"the group type {pruner.kind}", "Distiller ranks Filters, Channels, Rows and Blocks."
-            )
-        if isinstance(pruner, RankedPruner):
-            for name, usual in (("scope", "layer"), ("group_size", 1), ("rounding_fn", "floor")):
-                given = spec.arguments.get(name, usual)
-                if given != usual:
-                    raise self._refuse(spec, f"'{name}: {given}'", f"Distiller knows '{name}: {usual}' only.")
-        for name in pruner.weights:
-            if pruner.kind == "Filters" and self.parameters[name].dim() != 4:
-                raise self._refuse(
-                    spec,
-                    f"Filters of {name!r}, a weight with {self.parameters[name].dim()} dimensions",
-                    "Distiller's have four.",
-                )
-
     def _write_dependent(
         self, made: DependentMasksPolicy, epochs: Mapping[str, Any], built: Sequence[BuiltPolicy]
     ) -> None:
         """Write the policy that completes masks, unless it has nothing to do."""
-        pruners = [instance.pruner for _, instance, _ in built if isinstance(instance, PruningPolicy)]
-        grows = any(not isinstance(pruner, _NEVER_GROW) for pruner in pruners if isinstance(pruner, Pruner))
-        if not made.filters and not grows:
+        pruning = [instance for _, instance, _ in built if isinstance(instance, PruningPolicy)]
+        if not made.filters and not _brings_elements_back(pruning, list(dict(self.model.named_parameters()))):
             return
         settings = {"class": type(made).__name__, "filters": list(made.filters)}
         self.sections.setdefault("extensions", {})[made.name] = settings
         self.policies.append({"extension": {"instance_name": made.name}, "epochs": list(epochs["epochs"])})
+
+
+def _brings_elements_back(pruning: Sequence[PruningPolicy], names: Sequence[str]) -> bool:
+    """Return whether elements that were masked for good may learn again, so that moments of theirs matter."""
+    if any(not isinstance(item.pruner, _NEVER_GROW) for item in pruning if isinstance(item.pruner, Pruner)):
+        return True
+    if any(item.discard_masks_at_minibatch_end for item in pruning):
+        return True
+    if len(pruning) > 1 and any(item.mask_on_forward_only for item in pruning):
+        return True  # options of one policy count for the masks of the others
+    pruners = {id(item.pruner): item for item in pruning}.values()
+    return any(sum(item.prunes(name) for item in pruners) > 1 for name in names)

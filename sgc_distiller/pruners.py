@@ -175,6 +175,10 @@ class Pruner:
         """Return how the dimensions of a bound parameter are read."""
         return self._axes.get(param_name, "stored")
 
+    def prunes(self, param_name: str) -> bool:
+        """Return whether this may set the mask of a parameter, after `bind`."""
+        return True
+
     def brings_back(self) -> bool:
         """Return whether what is pruned once may be picked to stay the next time masks are set."""
         return False
@@ -307,6 +311,10 @@ class ListedPruner(Pruner):
 
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         self.weights = find_all_names(model, self._asked, spared)
+
+    def prunes(self, param_name: str) -> bool:
+        """Return whether a parameter is listed."""
+        return param_name in self.weights
 
     def named_in_full(self, param_name: str) -> bool:
         """Return whether a parameter is listed by its name and not by a pattern."""

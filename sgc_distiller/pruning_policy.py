@@ -143,6 +143,13 @@ class PruningPolicy(ScheduledTrainingPolicy):
                 type(self.pruner).__name__,
             )
 
+    def prunes(self, param_name: str) -> bool:
+        """Return whether the pruner may set the mask of a parameter; one that does not say may set any."""
+        if hasattr(self.pruner, "prunes"):
+            return bool(self.pruner.prunes(param_name))
+        listed = getattr(self.pruner, "weights", None)
+        return param_name in listed if isinstance(listed, Collection) and listed else True
+
     def use_levels(self) -> None:
         """Make the pruner prune to this policy's levels, if it has any."""
         if self._found_levels is not None:

@@ -210,6 +210,10 @@ class StructureParameterPruner(Pruner):
         except UserError as error:
             raise checks.ArgumentError(f"{param_name}: {error}", "reg_regims", asked) from error
 
+    def prunes(self, param_name: str) -> bool:
+        """Return whether a parameter has a threshold."""
+        return param_name in self._found
+
     def structures(self) -> dict[str, str]:
         """Return the group type by the name of each weight that is pruned by structures."""
         return {name: kind for name, (_, kind) in self._found.items()}

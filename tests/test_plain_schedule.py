@@ -1,4 +1,5 @@
 """Schedules as Intel's Distiller reads them: the same masks, or a clear refusal."""
+# ruff: noqa: E501  (messages stand on one line)
 
 from __future__ import annotations
 
@@ -67,6 +68,7 @@ AGP = {
     "final_sparsity": 0.7,
     "weights": ["*.weight"],
 }
+RAMP = {"class": "BaiduRNNPruner", "q": 0.1, "ramp_epoch_offset": 1, "ramp_slope_mult": 1.5}
 REGULARIZED = {
     "regularizers": {
         "r": {
@@ -108,6 +110,19 @@ SAME: dict[str, dict[str, Any]] = {
         {},
     ),
     "regularized": REGULARIZED,
+    "dropped after each step": made(AGP, {}, discard_masks_at_minibatch_end=True),
+    "two on one weight": {
+        **made(AGP, {}),
+        "pruners": {"p": AGP, "q": {"class": "NMPruner", "n": 2, "m": 4, "weights": ["3.weight"]}},
+        "policies": [*made(AGP, {})["policies"], {"pruner": {"instance_name": "q"}, "epochs": [2]}],
+    },
+    "a slope to an epoch that is not active": {
+        "pruners": {"p": {**RAMP, "weights": ["0.weight", "3.weight"]}},
+        "policies": [
+            {"pruner": {"instance_name": "p"}, "starting_epoch": 0, "ending_epoch": 4, "frequency": 2}
+        ],
+    },
+    "a leader": made(ranked("Channels", ["3.weight"], group_dependency="Leader"), {}),
 }
 
 
@@ -243,29 +258,6 @@ def test_classes_by_their_path_run_in_distiller():
     assert any(not torch.equal(left, right) for left, right in zip(other, expected, strict=True))
 
 
-@pytest.mark.distiller
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("BernoulliFilterPruner", "Distiller's fails with today's torch"),
-        ("ActivationAPoZRankedFilterPruner", "Distiller's needs statistics of a collector"),
-        ("GradientRankedFilterPruner", "Distiller's needs a GPU, and this machine has none"),
-    ],
-)
-def test_pruners_that_fail_in_distiller_are_refused(kind: str, reason: str):
-    if "GPU" in reason and torch.cuda.is_available():
-        pytest.skip("requires: a machine without GPU")
-    pruner = {"class": kind, "group_type": "Filters", "desired_sparsity": 0.5, "weights": ["0.weight"]}
-    model = network()
-    with pytest.raises(
-        ScheduleError, match=rf"pruners\.p: Expected a pruner that can run .* got {kind}: {reason}"
-    ):
-        build_with_distiller(
-            Schedule.from_dict(made(pruner, None)), model, torch.optim.SGD(model.parameters(), 0.1)
-        )
-
-
 def test_the_variance_of_swapped_inputs_is_refused():
     given = copy.deepcopy(REGULARIZED)
     given["regularizers"]["r"] = {
@@ -278,6 +270,45 @@ def test_the_variance_of_swapped_inputs_is_refused():
         Schedule.from_dict(given).plain(network())
 
 
+def regularized(group: str, weight: str, kind: str = "GroupLasso", **more: Any) -> dict[str, Any]:
+    found = {"class": f"{kind}Regularizer", "reg_regims": {weight: [0.01, group]}, **more}
+    return {
+        **copy.deepcopy(REGULARIZED),
+        "regularizers": {"p": found},
+        "policies": [entry("regularizer", "p")],
+    }
+
+
+def thresholds(group: str, weight: str, criterion: str = "Max") -> dict[str, Any]:
+    regims = {weight: [0.01, group]}
+    kind = "StructureParameterPruner"
+    return made({"class": kind, "reg_regims": regims, "threshold_criteria": criterion}, None)
+
+
+def entry(kind: str, name: str, epochs: range = range(EPOCHS), **args: Any) -> dict[str, Any]:
+    what = {"instance_name": name, **({"args": args} if args else {})}
+    when = {"starting_epoch": epochs.start, "ending_epoch": epochs.stop, "frequency": epochs.step}
+    return {kind: what, **when}
+
+
+def both(first: dict[str, Any], second: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a schedule with two entries about the pruners ``p`` and ``q``."""
+    return {"pruners": {"p": AGP, "q": {**AGP}}, "policies": [first, second], **more}
+
+
+def leader(**more: Any) -> dict[str, Any]:
+    return ranked("Filters", ["0.weight"], group_dependency="Leader", **more)
+
+
+SOFT = {"mask_on_forward_only": True, "use_double_copies": True}
+MASKED = {"mask_on_forward_only": True, "mask_gradients": True}
+THRESHOLD = {
+    "regularizers": {
+        "p": {"class": "L1Regularizer", "reg_regims": {"0.weight": 0.01}, "threshold_criteria": "Max"}
+    },
+    "pruners": {"q": {**AGP, "weights": ["0.weight"]}},
+}
+DROPPED = {"class": "RandomLevelStructureParameterPruner", "group_type": "Filters", "weights": ["0.weight"]}
 LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "kernels": (made(ranked("Kernels", ["0.weight"]), None), "got the group type Kernels"),
     "elements": (made(ranked("Elements", ["0.weight"]), None), "got the group type Elements"),
@@ -285,37 +316,173 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "neighbours": (made(ranked("Filters", ["0.weight"], group_size=2), None), "got 'group_size: 2'"),
     "rounding": (made(ranked("Filters", ["0.weight"], rounding_fn="ceil"), None), "got 'rounding_fn: ceil'"),
     "neurons": (made(ranked("Filters", ["7.weight"]), {}), "got Filters of '7.weight', a weight with 2"),
-    "leader": (
-        made(ranked("Channels", ["3.weight", "7.weight"], group_dependency="Leader"), {}),
-        "Expected",
+    "leader from nothing": (
+        made(leader(initial_sparsity=0.0), None),
+        "got a sparsity of 0 for the 8 filters of the leader '0.weight'. Distiller fails where not one of them",
     ),
-    "folded": (made({**AGP, "weights": ["0.weight"]}, {}, fold_batchnorm=True), "got 'fold_batchnorm'"),
-    "nothing": (made({**AGP, "initial_sparsity": 0.0}, None), "got a sparsity of 0 for the"),
-    "random": (
+    "leader below one": (
+        made(leader(initial_sparsity=0.1), {}),
+        "got a sparsity of 0.1 for the 8 filters of the leader '0.weight'",
+    ),
+    "leader by chance": (
+        made({**DROPPED, "sparsity_range": [0.1, 0.9], "group_dependency": "Leader"}, None),
+        "got a sparsity of 0.1 for the 8 filters of the leader '0.weight'",
+    ),
+    "blocks with noise": (
         made(
             {
-                "class": "RandomRankedFilterPruner",
-                "group_type": "Filters",
+                "class": "L1RankedStructureParameterPruner",
+                "group_type": "Blocks",
+                "kwargs": {"block_shape": [1, 4, 1, 1]},
+                "noise": 0.5,
                 "desired_sparsity": 0.5,
                 "weights": ["3.weight"],
             },
-            {},
-            mask_on_forward_only=True,
-            use_double_copies=True,
+            None,
         ),
-        "got RandomRankedFilterPruner on the outputs of the transposed convolution '3.weight'",
+        "got 'noise' for Blocks. Distiller ignores it there",
     ),
-}
+    "folded": (made({**AGP, "weights": ["0.weight"]}, {}, fold_batchnorm=True), "got 'fold_batchnorm'"),
+    "nothing": (made({**AGP, "initial_sparsity": 0.0}, None), "got a sparsity of 0 for the"),
+    "nothing by the policy's levels": (
+        made({"class": "SparsityLevelParameterPruner", "levels": {"*": 0.9}}, None, levels={"0.bias": 0.01}),
+        "got a sparsity of 0.01 for the 8 elements of '0.bias'",
+    ),
+    "channels of a matrix": (
+        thresholds("Channels", "7.weight"),
+        r"got Channels of '7.weight' of shape \(4, 128\). Distiller's are of weights with four dimensions",
+    ),
+    "a matrix's means": (
+        thresholds("Rows", "7.weight", "Mean_Abs"),
+        r"got the mean magnitude of Rows of '7.weight' of shape \(4, 128\).*take 'threshold_criteria: Max'",
+    ),
+    "lasso of channels of a matrix": (regularized("Channels", "7.weight"), "got Channels of '7.weight'"),
+    "lasso of neurons": (regularized("3D", "7.weight"), "got 3D of '7.weight' of shape"),
+    "lasso of a matrix's means": (
+        regularized("Cols", "7.weight", threshold_criteria="Mean_Abs"),
+        "got the mean magnitude of Cols of '7.weight'",
+    ),
+    "lasso of vectors": (regularized("1D", "0.weight"), "got the group '1D'"),
+    "lasso of two groups": (regularized("Channels+4D", "0.weight"), r"got the group 'Channels\+4D'"),
+    "variance of channels of a matrix": (
+        regularized("Channels", "7.weight", "GroupVariance"),
+        "got Channels of '7.weight'",
+    ),
+    "a slope that ends early and is kept": (
+        {
+            "pruners": {"p": {**RAMP, "weights": ["0.weight"]}},
+            "policies": [entry("pruner", "p", range(0, 6, 4), keep_mask=True)],
+        },
+        "got 'ending_epoch: 6' with 'keep_mask' or 'mask_gradients'.*before it only: write 5",
+    ),
+    "copies of both kinds": (
+        made(ranked("Filters", ["0.weight", "3.weight"]), {}, **SOFT),
+        r"got 'use_double_copies' for convolutions and transposed ones \('0.weight', '3.weight'\)",
+    ),
+    "a threshold of what is pruned": (
+        {**THRESHOLD, "policies": [entry("regularizer", "p"), entry("pruner", "q")]},
+        "got a regularizer's threshold for '0.weight', which a pruner may prune too",
+    ),
+    "a threshold beside soft masks": (
+        {**THRESHOLD, "policies": [entry("regularizer", "p"), entry("pruner", "q", **MASKED)]},
+        "got a regularizer's threshold beside 'mask_on_forward_only'",
+    ),
+    "gradients until another ends": (
+        both(entry("pruner", "p", **MASKED), entry("pruner", "q", range(2), mask_on_forward_only=True)),
+        "got 'mask_gradients' in epochs 0 to 3 beside 'q'. Distiller stops masking with the first",
+    ),
+    "gradients of two": (
+        both(entry("pruner", "p", range(2), **MASKED), entry("pruner", "q", range(1, 4), **MASKED)),
+        "got 'mask_gradients' in epochs 0 to 1 beside 'q'",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "message"), LACKING.values(), ids=LACKING)
 def test_what_distiller_lacks_is_refused(given: dict[str, Any], message: str):
-    with pytest.raises(ScheduleError, match=rf"pruners\.p.*{message}"):
-        Schedule.from_dict(given).plain(network())
+    schedule, model = Schedule.from_dict(given), network()
+    with pytest.raises(ScheduleError, match=rf"(pruners|regularizers)\.p.*{message}"):
+        schedule.plain(model)
+    schedule.build(model)
+
+
+def test_a_leader_of_both_kinds_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 6, 3), nn.Conv2d(6, 2, 3))
+    given = made(ranked("Filters", ["0.weight", "1.weight"], group_dependency="Leader"), {})
+    message = r"got a leader for convolutions and transposed ones \('0.weight', '1.weight'\)"
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.from_dict(given).plain(model)
 
 
 def test_dense_copies_of_two_policies_are_refused():
-    given = made(AGP, None, use_double_copies=True)
-    given["policies"].append(copy.deepcopy(given["policies"][0]))
-    with pytest.raises(ScheduleError, match="got two policies with 'use_double_copies' in one epoch"):
+    """Options of the one that started last count, so it may be that of the first or of the second."""
+    soft, hard = entry("pruner", "p", range(2, 4), **SOFT), entry("pruner", "q")
+    message = "got two policies in one epoch with 'use_double_copies' in force"
+    for given in (both(hard, soft), both(entry("pruner", "p", **SOFT), entry("pruner", "q", **SOFT))):
+        with pytest.raises(ScheduleError, match=message):
+            Schedule.from_dict(given).plain(network())
+    Schedule.from_dict(both(entry("pruner", "p", range(2), **SOFT), entry("pruner", "q", range(2, 4)))).plain(
+        network()
+    )
+    Schedule.from_dict(both(entry("pruner", "p", **SOFT), hard)).plain(network())
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_gpu", "reason"),
+    [
+        ("BernoulliFilterPruner", True, "Distiller's fails with today's torch"),
+        ("ActivationAPoZRankedFilterPruner", True, "Distiller's needs statistics of a collector"),
+        ("GradientRankedFilterPruner", False, "Distiller's needs a GPU, and this machine has none"),
+        ("RandomRankedFilterPruner", False, "Distiller's needs a GPU, and this machine has none"),
+        ("RandomRankedFilterPruner", True, ""),
+    ],
+)
+def test_pruners_that_fail_in_distiller_are_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: str, has_gpu: bool, reason: str
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    pruner = {"class": kind, "group_type": "Filters", "desired_sparsity": 0.5, "weights": ["0.weight"]}
+    schedule = Schedule.from_dict(made(pruner, None))
+    if not reason:
+        assert schedule.plain(network())["pruners"]["p"] == pruner
+        return
+    with pytest.raises(
+        ScheduleError, match=rf"pruners\.p: Expected a pruner that can run .* got {kind}: {reason}"
+    ):
+        schedule.plain(network())
+
+
+def test_filters_by_other_measures_are_stored_ones(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pruner = {"class": "RandomRankedFilterPruner", "group_type": "Filters", "desired_sparsity": 0.5}
+    message = "got RandomRankedFilterPruner on the outputs of the transposed convolution '3.weight'"
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.from_dict(made({**pruner, "weights": ["3.weight"]}, {}, **SOFT)).plain(network())
+
+
+def test_one_object_of_the_users_in_two_policies_is_refused():
+    given = copy.deepcopy(OWN)
+    given["policies"].append(entry("extension", "own", range(3, 4)))
+    with pytest.raises(ScheduleError, match=r"extensions\.own.*got the extension 'own' in two policies"):
         Schedule.from_dict(given).plain(network())
+
+
+def test_moments_are_cleared_where_elements_come_back():
+    kinds = {name: "dependent_masks" in str(Schedule.from_dict(SAME[name]).plain(network())) for name in SAME}
+    assert {name for name, has in kinds.items() if has} == {
+        "filters of all kinds",
+        "splicing",
+        "dropped after each step",
+        "two on one weight",
+    }
+
+
+@pytest.mark.distiller
+@pytest.mark.filterwarnings("ignore")
+def test_refusals_come_before_anything_is_said(caplog: pytest.LogCaptureFixture):
+    model = network()
+    with caplog.at_level("INFO"), pytest.raises(ScheduleError, match="got 'scope: global'"):
+        build_with_distiller(
+            Schedule.from_dict(LACKING["global"][0]), model, torch.optim.SGD(model.parameters(), 0.1)
+        )
+    assert not caplog.records
