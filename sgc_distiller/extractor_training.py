@@ -99,7 +99,7 @@ def train_extractor(
     """Train an extractor on a set of pictures, test it on a held-out tenth, and find out if it is valid.
 
     It learns the labels of the set where it has some, and rotations else. The same seed gives the same
-    weights on the same CPU. About a minute on one core for 5,000 pictures of 64x64.
+    weights on the same CPU. A minute or two on one core, however many pictures of 64x64 there are.
 
     Args:
         images: The set. Of more than 20,000 pictures a fixed random choice is taken.
@@ -213,7 +213,7 @@ def cached_extractor(
         except UserError as error:
             log.warning("%s It is trained anew.", error)
     log.info(
-        "Training an extractor on %s, once; it takes about a minute and is kept at %s.",
+        "Training an extractor on %s, once; it takes a minute or two and is kept at %s.",
         opened.images.name,
         path,
     )
