@@ -214,7 +214,7 @@ def open_superresolution(
     groups = find_split(folder, split, advice)
     files = [file for group in groups.values() for file in group]
     sizes = dict(zip(files, in_threads(picture_size, files), strict=True))
-    files = _large_enough(folder, sizes, crop_size, scale) if split == "train" else files
+    files = _large_enough(folder, sizes, crop_size) if split == "train" else files
     name, kept = choose(f"sr:{folder.resolve().name}", split, len(files), fraction)
     files = [files[index] for index in kept]
     places = {file: index for index, file in enumerate(files)}
@@ -245,10 +245,10 @@ def _open_photos(crop_size: int, scale: int, split: str, fraction: float) -> Sup
     return SuperResolutionSet(name, pictures, names, folders, crop_size, scale, split)
 
 
-def _large_enough(folder: Path, sizes: dict[Path, tuple[int, int]], crop_size: int, scale: int) -> list[Path]:
+def _large_enough(folder: Path, sizes: dict[Path, tuple[int, int]], crop_size: int) -> list[Path]:
     """Return the files whose pictures the crop fits into; a warning names the others."""
-    files = [file for file, size in sizes.items() if min(side - side % scale for side in size) >= crop_size]
-    small = [file.relative_to(folder).as_posix() for file in sizes if file not in set(files)]
+    files = [file for file, size in sizes.items() if min(size) >= crop_size]
+    small = [file.relative_to(folder).as_posix() for file, size in sizes.items() if min(size) < crop_size]
     if small:
         shown = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
         text = f"{len(small):,} of the {len(sizes):,} training pictures in {folder} are smaller than the crop"
