@@ -151,5 +151,5 @@ def test_unknown_tasks_and_options_are_refused() -> None:
         UserError, match="expected an image size that is a power of two and at least 16, got 48"
     ):
         build_task("dcgan", {"image_size": 48})
-    with pytest.raises(UserError, match="dcgan: expected width of at least 1, got 0"):
+    with pytest.raises(UserError, match="dcgan: expected width to be a whole number of at least 1, got 0"):
         build_task("dcgan", {"width": 0})

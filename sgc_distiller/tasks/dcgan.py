@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import losses
-from sgc_distiller.errors import UserError
 from sgc_distiller.module_state import bare, drawing, to_device
 from sgc_distiller.networks.dcgan import Discriminator, Generator, initialise, stages
 from sgc_distiller.seeding import generator_for
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms
+from sgc_distiller.tasks.options import within
 
 __all__ = ["DCGAN"]
 
@@ -37,10 +37,9 @@ class DCGAN(GANTask):
     lr = 2e-4
 
     def __init__(self, image_size: int = 64, channels: int = 1, width: int = 64, noise: int = 100) -> None:
+        within("dcgan", image_size=(image_size, 16))
         stages(image_size)
-        for option, value in (("channels", channels), ("width", width), ("noise", noise)):
-            if value < 1:
-                raise UserError(f"dcgan: expected {option} of at least 1, got {value}")
+        within("dcgan", channels=(channels, 1), width=(width, 1), noise=(noise, 1))
         self.image_size = image_size
         self.channels = channels
         self.width = width
