@@ -133,7 +133,7 @@ def open_store(name: str, items: Items, decode: Callable[[Any], Tensor], bytes_e
     """
     if len(items) * bytes_each <= memory_limit():
         return Store(torch.stack(in_threads(decode, items)))
-    log.info("%s needs more than %d MiB; decoding pictures as needed.", name, memory_limit() // 2**20)
+    log.info("%s needs more than %d MiB; decoding files as needed.", name, memory_limit() // 2**20)
     return Store(items, decode)
 
 

@@ -226,7 +226,7 @@ def open_superresolution(
     if need <= memory_limit():
         pictures = in_threads(partial(_decode, scale=scale), files)
     else:
-        log.info("%s needs more than %d MiB; decoding pictures as needed.", name, memory_limit() // 2**20)
+        log.info("%s needs more than %d MiB; decoding files as needed.", name, memory_limit() // 2**20)
     return SuperResolutionSet(name, pictures, names, folders, crop_size, scale, split)
 
 
