@@ -149,17 +149,23 @@ class Run:
         seed = seed_for(self.options.seed, "pictures")
         return self.task.sheet(generator, self.test_data, seed, self.device).cpu()
 
-    def result(self, generator: nn.Module, method: str, plan: list[dict[str, float]], **known: Any) -> Record:
-        """Measure a generator on the test pictures and return its result record."""
+    def result(self, generator: nn.Module, method: str, overall: list[float | None], **known: Any) -> Record:
+        """Measure a generator on the test pictures and return its result record.
+
+        Args:
+            generator: What is measured.
+            method: Its name in reports.
+            overall: The sparsity asked of all prunable weights in each epoch; empty for a dense generator.
+            **known: More of the record.
+        """
         rows = [row for row in sparsity_table(generator) if row["name"] in set(prunable_names(generator))]
         dense = sum(row["dense"] for row in rows)
-        last = plan[-1] if plan else {}
         metrics = self.measure("test", generator, self.options.images_for_result)
         return {
             "kind": "result",
             "task": self.task.name,
             "method": method,
-            "sparsity_asked": sum(last.get(row["name"], 0.0) * row["dense"] for row in rows) / dense,
+            "sparsity_asked": overall[-1] if overall else 0.0,
             "sparsity": 1.0 - sum(row["nonzero"] for row in rows) / dense,
             "metrics": [metric_record(item) for item in metrics],
             "seed": self.options.seed,

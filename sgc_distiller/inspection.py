@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from torch import nn
 
 from sgc_distiller import checkpoints
 from sgc_distiller.errors import UserError
-from sgc_distiller.names import prunable_names
 from sgc_distiller.plain_schedule import own_classes
 from sgc_distiller.schedule import Schedule, read_schedule
-from sgc_distiller.schedule_plan import decided_late, planned_rates, planned_targets
+from sgc_distiller.schedule_plan import planned_rates, planned_targets
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks import build_task
 from sgc_distiller.yaml_source import write
@@ -35,8 +35,8 @@ class Outline:
         epochs: How many epochs there are; they count from 0.
         groups: For each pruner, by name, smallest and largest sparsity asked in each epoch, None where only
             training tells.
-        overall: Sparsity asked of all weights of convolutions and linear layers together; empty without a
-            model.
+        overall: Sparsity asked of all weights of convolutions and linear layers together, None where only
+            training tells; empty without a model, and where nothing is known.
         rates: Learning rate of each epoch, None where it follows a metric.
         is_relative: Whether rates are multiples of the initial one, since no task says what that is.
         active: Names of the policies of each epoch, in the order in which they are called.
@@ -47,7 +47,7 @@ class Outline:
     checked: str
     epochs: int
     groups: dict[str, list[tuple[float, float] | None]]
-    overall: list[float]
+    overall: list[float | None]
     rates: list[float | None]
     is_relative: bool
     active: list[list[str]]
@@ -126,7 +126,7 @@ def _outline(
     pruning = schedule.pruners(model)
     rating = [policy for policy in schedule.policies if policy.section == "lr_schedulers"]
     rest = [policy for policy in schedule.policies if policy.section != "lr_schedulers"]
-    is_late = bool(decided_late(pruning, overall=True))
+    overall = schedule.asked_overall(model, epochs) if model is not None else []
     own = schedule.discriminator
     judge = networks.discriminator if networks else None
     return Outline(
@@ -134,22 +134,13 @@ def _outline(
         checked=checked,
         epochs=epochs,
         groups=planned_targets(pruning, epochs),
-        overall=[] if model is None or is_late else _overall(schedule, model, epochs),
+        overall=overall if any(share is not None for share in overall) else [],
         rates=planned_rates(rating, epochs, 1.0 if rate is None else rate),
         is_relative=rate is None,
         active=[[p.instance.name for p in [*rest, *rating] if epoch in p.active] for epoch in range(epochs)],
         discriminator=_outline(own, networks, judge, rate, checked, epochs) if own else None,
         networks=networks,
     )
-
-
-def _overall(schedule: Schedule, model: nn.Module, epochs: int) -> list[float]:
-    wanted = prunable_names(model)
-    sizes = {name: param.numel() for name, param in model.named_parameters() if name in wanted}
-    plan = schedule.sparsity_plan(model, epochs)
-    return [
-        sum(row.get(name, 0.0) * size for name, size in sizes.items()) / sum(sizes.values()) for row in plan
-    ]
 
 
 def write_plain(outline: Outline, path: str | Path) -> list[Path]:
@@ -204,6 +195,8 @@ def plain_text(content: Mapping[str, Any], made_of: str, own: Sequence[str] = ()
 def plot_outline(outline: Outline, path: str | Path) -> None:
     """Draw sparsity, learning rate and active policies over the epochs.
 
+    Where a pruner's weights or its drawings differ there is a band in the place of a line.
+
     Args:
         outline: What is drawn.
         path: A file whose suffix names its format: ``.png``, ``.svg``, ``.pdf``.
@@ -218,25 +211,30 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
     if outline.discriminator is not None:
         rows |= {f"discriminator: {name}": row for name, row in outline.discriminator.groups.items()}
     for name, row in rows.items():
-        high = [100 * asked[1] if asked else float("nan") for asked in row]
-        above.step(epochs, [*high, *high[-1:]], where="post", label=name)
+        low, high = ([100 * asked[end] if asked else nan for asked in [*row, *row[-1:]]] for end in (0, 1))
+        same = [right if left == right else nan for left, right in zip(low, high, strict=True)]
+        (line,) = above.step(epochs, same, where="post", label=name)
+        above.fill_between(epochs, low, high, step="post", color=line.get_color(), alpha=0.3, linewidth=0)
     if outline.overall:
-        total = [100 * value for value in outline.overall]
+        total = [nan if value is None else 100 * value for value in outline.overall]
         all_of_it = [*total, *total[-1:]]
         above.step(epochs, all_of_it, where="post", label="all weights", color="black", linestyle="--")
     above.set_ylabel("sparsity asked, %")
     above.set_ylim(-2, 102)
     if above.get_legend_handles_labels()[0]:
         above.legend(loc="upper left", frameon=False)
-    rates = [float("nan") if rate is None else rate for rate in outline.rates]
+    rates = [nan if rate is None else rate for rate in outline.rates]
     below.step(epochs, [*rates, *rates[-1:]], where="post", color="black")
     below.set_ylabel("rate" + (" (relative)" if outline.is_relative else ""))
     below.set_ylim(bottom=0)
-    names = list(dict.fromkeys(name for row in outline.active for name in row))
-    for place, name in enumerate(names):
-        spans = [(epoch, 1) for epoch, row in enumerate(outline.active) if name in row]
+    active = _epochs_by_policy(outline)
+    if outline.discriminator is not None:
+        own = _epochs_by_policy(outline.discriminator)
+        active |= {f"discriminator: {name}": found for name, found in own.items()}
+    for place, found in enumerate(active.values()):
+        spans = [(epoch, 1) for epoch in found]
         bars.broken_barh(spans, (place - 0.35, 0.7), color="0.6")
-    bars.set_yticks(range(len(names)), names)
+    bars.set_yticks(range(len(active)), list(active))
     bars.set_ylabel("active")
     bars.set_xlim(0, max(1, outline.epochs))
     bars.set_xlabel("epoch")
@@ -248,3 +246,9 @@ def plot_outline(outline: Outline, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.fonttype": "none"}):
         figure.savefig(path, dpi=120)
+
+
+def _epochs_by_policy(outline: Outline) -> dict[str, list[int]]:
+    """Return the active epochs by the name of each policy, in the order of their first ones."""
+    names = list(dict.fromkeys(name for row in outline.active for name in row))
+    return {name: [epoch for epoch, row in enumerate(outline.active) if name in row] for name in names}

@@ -67,7 +67,9 @@ class Recorder:
         console: Told of everything.
         evaluate: Measures a generator on few pictures, for the table of epochs; ``None`` for no metric.
         prunable: Names of the convolutions', transposed convolutions' and linear layers' weights.
-        plan: For each epoch, the sparsity that the schedule asks of each weight.
+        plan: For each epoch, the sparsity that the schedule asks of each weight; None where only the run
+            tells.
+        overall: The same of all prunable weights together.
         state: Returns what a checkpoint holds beside the networks: configuration, teacher's hash, ...
         sheet: Returns pictures of a generator to look at, on the CPU, the same inputs every time.
         columns: Titles of the columns of those pictures, known at the end.
@@ -80,7 +82,8 @@ class Recorder:
     console: Console
     evaluate: Evaluate | None
     prunable: set[str]
-    plan: list[dict[str, float]]
+    plan: list[dict[str, float | None]]
+    overall: list[float | None]
     state: Callable[[Trainer], Record]
     sheet: Callable[[torch.nn.Module], Sheet]
     best_count: int = 1
@@ -112,7 +115,7 @@ class Recorder:
             "kind": "epoch",
             "epoch": report.epoch,
             "step": report.step,
-            "sparsity_asked": self.asked(rows),
+            "sparsity_asked": self.asked(report.epoch),
             "sparsity": generator_sparsity(rows, self.prunable),
             "terms": report.means,
             "lr": report.lr,
@@ -194,7 +197,7 @@ class Recorder:
         values = [
             f"{score['epoch']} ({wording.number(score['metrics'][0]['value'])})" for score in self.scores
         ]
-        at = " at the final sparsity" if self.plan else ""
+        at = " at the final sparsity" if self.plan and None not in self.plan[-1].values() else ""
         return f"best epoch{'s' if len(values) > 1 else ''}{at} by {named}: {', '.join(values)}"
 
     def layer_rows(self, generator: torch.nn.Module, epoch: int) -> list[Record]:
@@ -202,11 +205,9 @@ class Recorder:
         asked = self.plan[min(epoch, len(self.plan) - 1)] if self.plan else {}
         return [{**row, "asked": asked.get(row["name"], 0.0)} for row in sparsity_table(generator)]
 
-    def asked(self, rows: list[Record]) -> float:
-        """Return the sparsity asked of all prunable weights together, in [0, 1]."""
-        chosen = [row for row in rows if row["name"] in self.prunable]
-        dense = sum(row["dense"] for row in chosen)
-        return sum(row["asked"] * row["dense"] for row in chosen) / dense if dense else 0.0
+    def asked(self, epoch: int) -> float | None:
+        """Return the sparsity asked of all prunable weights together, in [0, 1]; None if the run tells."""
+        return self.overall[min(epoch, len(self.overall) - 1)] if self.overall else 0.0
 
     def _score(self, record: Record) -> None:
         """Rank epochs by the first metric, only those at the final sparsity, so that dense ones never win."""

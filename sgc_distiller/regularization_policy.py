@@ -88,6 +88,10 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         self._bound_to = model
         self._parameters = None
 
+    def drops(self, param_name: str) -> bool:
+        """Return whether the regularizer's threshold may drop elements of a parameter, after `bind`."""
+        return self.has_threshold and param_name in getattr(self.regularizer, "reg_regims", (param_name,))
+
     def on_epoch_begin(
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
     ) -> None:

@@ -248,7 +248,9 @@ def _layers(record: Record | None) -> dict[str, Any]:
         "dense": dense,
         "nonzero": nonzero,
         "sparsity": 1 - nonzero / max(dense, 1),
-        "asked": sum((item.get("asked") or 0) * item["dense"] for item in layers) / max(dense, 1),
+        "asked": None
+        if any(item.get("asked", 0) is None for item in layers)
+        else sum(item.get("asked", 0) * item["dense"] for item in layers) / max(dense, 1),
     }
     return {
         "layers": [_layer(item) for item in layers],

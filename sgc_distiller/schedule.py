@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec, GanSpec, StudentSpec
 from sgc_distiller.lr_schedulers import settings_kept_on_error
-from sgc_distiller.names import spell_out
+from sgc_distiller.names import prunable_names, spell_out
 from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.removers import ZEROS_STAY, is_remover
 from sgc_distiller.schedule_builder import PolicyBuilder
-from sgc_distiller.schedule_plan import sparsity_plan
+from sgc_distiller.schedule_plan import Row, overall_plan, sparsity_plan
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.yaml_source import Node, read_dict, read_file
@@ -39,6 +39,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _NAMING = ("pruner", "regularizer")  # kinds of policies whose objects name parameters
+_NAMING_SECTIONS = ("pruners", "regularizers")
 
 
 class Schedule:
@@ -166,18 +167,33 @@ class Schedule:
         """
         return plain_schedule(self.policies, self._builder(model))
 
-    def sparsity_plan(self, model: nn.Module, epochs: int | None = None) -> list[dict[str, float]]:
+    def sparsity_plan(self, model: nn.Module, epochs: int | None = None, overall: bool = False) -> list[Row]:
         """Return the sparsity that is asked of each pruned parameter in each epoch; see `sparsity_plan`.
 
         Args:
             model: The model that is to be compressed.
             epochs: How many epochs to plan; by default as many as the schedule needs.
+            overall: Whether the numbers are meant for all weights together.
         """
         builder = self._builder(model)
-        pruning = [policy for policy in self.policies if policy.section == "pruners"]
-        entries = [(policy, builder.make(policy)) for policy in pruning]
+        making = [policy for policy in self.policies if policy.section in _NAMING_SECTIONS]
+        entries = [(policy, builder.make(policy)) for policy in making]
         names = [name for name, _ in model.named_parameters()]
-        return sparsity_plan(entries, names, self.epochs if epochs is None else epochs)
+        return sparsity_plan(entries, names, self.epochs if epochs is None else epochs, overall)
+
+    def asked_overall(self, model: nn.Module, epochs: int | None = None) -> list[float | None]:
+        """Return the sparsity that is asked of all prunable weights together in each epoch.
+
+        Args:
+            model: The model that is to be compressed.
+            epochs: How many epochs to plan; by default as many as the schedule needs.
+
+        Returns:
+            Sparsities in [0, 1]; None where only the run tells.
+        """
+        wanted = prunable_names(model)
+        sizes = {name: param.numel() for name, param in model.named_parameters() if name in wanted}
+        return overall_plan(self.sparsity_plan(model, epochs, overall=True), sizes)
 
     def resolved(
         self,

@@ -11,62 +11,100 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from sgc_distiller.lr_schedulers import make_lr_scheduler, stand_in_optimizer, step_to
 from sgc_distiller.schedule_reader import PolicySpec
 
-__all__ = ["decided_late", "planned_rates", "planned_targets", "sparsity_plan"]
+__all__ = ["Row", "decided_late", "overall_plan", "planned_rates", "planned_targets", "sparsity_plan"]
+
+
+Row = dict[str, float | None]
+"""Sparsity by parameter name; None where only the run tells."""
 
 
 def sparsity_plan(
-    entries: Sequence[tuple[PolicySpec, Any]], names: Sequence[str], epochs: int
-) -> list[dict[str, float]]:
+    entries: Sequence[tuple[PolicySpec, Any]], names: Sequence[str], epochs: int, overall: bool = False
+) -> list[Row]:
     """Return the sparsity that is asked of each pruned parameter in each epoch.
 
     Masks stay after the last epoch of their policy. Where they are used on the forward pass only, an epoch
     without a pruning policy is dense, so 0 is asked in it; masks that are discarded after each step last for
-    the active epochs only.
+    the active epochs only, and so do zeros of a regularizer's threshold that are not kept.
 
     Args:
-        entries: Entries about pruners, each with its `PruningPolicy`, in their order.
+        entries: Entries about pruners and regularizers, each with its policy, in their order.
         names: The model's parameters.
         epochs: How many epochs to plan.
+        overall: Whether the numbers are meant for all weights together, of which a global budget is known in
+            advance; it is the share of each weight then.
 
     Returns:
-        For each epoch the sparsities in [0, 1] by parameter name, for all parameters that are ever pruned.
+        For each epoch the sparsities in [0, 1] by parameter name, for all parameters that are ever pruned;
+        None where only the run tells, by the weights or by chance.
     """
-    plan: list[dict[str, float]] = []
-    state = _PlanState()
-    for epoch in range(epochs):
-        plan.append(state.next_epoch(epoch, entries, names))
-    pruned = {name for row in plan for name, level in row.items() if level > 0}
+    state = _PlanState(names, overall)
+    plan = [state.next_epoch(epoch, entries) for epoch in range(epochs)]
+    pruned = {name for row in plan for name, level in row.items() if level != 0.0}
     return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]
+
+
+def overall_plan(plan: Sequence[Row], sizes: Mapping[str, int]) -> list[float | None]:
+    """Return the sparsity that is asked of some parameters together in each epoch.
+
+    Args:
+        plan: What `sparsity_plan` returned with ``overall``.
+        sizes: Elements by parameter name.
+
+    Returns:
+        A sparsity in [0, 1] for each epoch; None where only the run tells.
+    """
+    total: list[float | None] = []
+    for row in plan:
+        pairs = [(row.get(name, 0.0), size) for name, size in sizes.items()]
+        known = [level * size for level, size in pairs if level is not None]
+        total.append(sum(known) / sum(sizes.values()) if len(known) == len(pairs) else None)
+    return total
 
 
 class _PlanState:
     """What a plan carries from one epoch to the next: levels, and whether masks are used between policies."""
 
-    def __init__(self) -> None:
-        self.levels: dict[str, float] = {}
+    def __init__(self, names: Sequence[str], overall: bool) -> None:
+        self.names = names
+        self.overall = overall
+        self.levels: Row = {}
         self.is_forward_only = False
         self._begun: set[int] = set()
 
-    def next_epoch(
-        self, epoch: int, entries: Sequence[tuple[PolicySpec, Any]], names: Sequence[str]
-    ) -> dict[str, float]:
-        active = [(policy, pruning) for policy, pruning in entries if epoch in policy.active]
-        for policy, pruning in active:
+    def next_epoch(self, epoch: int, entries: Sequence[tuple[PolicySpec, Any]]) -> Row:
+        active = [(policy, made) for policy, made in entries if epoch in policy.active]
+        pruning = [(policy, made) for policy, made in active if policy.section == "pruners"]
+        for policy, made in pruning:
             if id(policy) not in self._begun:
                 self._begun.add(id(policy))
-                self.is_forward_only = pruning.mask_on_forward_only
-            pruning.use_levels()
+                self.is_forward_only = made.mask_on_forward_only
+            made.use_levels()
             meta = {**policy.meta, "current_epoch": epoch}
-            if hasattr(pruning.pruner, "target"):  # others cannot say in advance
-                asked = {name: pruning.pruner.target(name, meta) for name in names}
-                self.levels.update({name: level for name, level in asked.items() if level > 0})
-        row = dict(self.levels) if active or not self.is_forward_only else {}
-        for policy, pruning in active:
-            if pruning.discard_masks_at_minibatch_end:
-                self.levels = {}
-            if pruning.keep_mask and epoch == policy.active[-1]:
-                self.is_forward_only = False
+            asked = {name: self._asked(made, name, meta) for name in self.names if made.prunes(name)}
+            self.levels.update({name: level for name, level in asked.items() if level != 0.0})
+        row = dict(self.levels) if pruning or not self.is_forward_only else {}
+        for policy, made in active:
+            is_last = epoch == policy.active[-1]
+            if policy.section == "pruners":
+                if made.discard_masks_at_minibatch_end:
+                    self.levels = {}
+                if made.keep_mask and is_last:
+                    self.is_forward_only = False
+            elif made.has_threshold:
+                dropped = dict.fromkeys(name for name in self.names if made.drops(name))
+                row.update(dropped)
+                if made.keep_mask and is_last:
+                    self.levels.update(dropped)
         return row
+
+    def _asked(self, made: Any, name: str, meta: Mapping[str, Any]) -> float | None:
+        """Return a weight's share; None for one that only the run tells."""
+        pruner = made.pruner
+        if not hasattr(pruner, "target"):
+            return None
+        share: float = pruner.target(name, meta)
+        return None if share > 0.0 and _is_late(pruner, self.overall) else share
 
 
 def planned_targets(
@@ -100,13 +138,15 @@ def decided_late(entries: Sequence[tuple[PolicySpec, Any]], overall: bool = Fals
         entries: Entries about pruners, each with its pruner.
         overall: Whether to ask for all weights together, of which a global budget is known in advance.
     """
-    return [
-        policy.instance.name
-        for policy, pruner in entries
-        if not hasattr(pruner, "target")
-        or hasattr(pruner, "sparsity_range")
-        or (getattr(pruner, "is_global", False) and not overall)
-    ]
+    return [policy.instance.name for policy, pruner in entries if _is_late(pruner, overall)]
+
+
+def _is_late(pruner: Any, overall: bool) -> bool:
+    """Return whether only the run tells how much goes: by the weights, or by chance."""
+    low, high = getattr(pruner, "sparsity_range", (0.0, 0.0))
+    return (
+        not hasattr(pruner, "target") or low < high or (getattr(pruner, "is_global", False) and not overall)
+    )
 
 
 def _asked(pruner: Any, meta: Mapping[str, Any]) -> tuple[float, float] | None:

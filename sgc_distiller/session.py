@@ -54,9 +54,11 @@ class Session:
         self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
         self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
         self.plain_schedules: dict[str, Record] = {}
-        self.plan: list[dict[str, float]] = []
+        self.plan: list[dict[str, float | None]] = []
+        self.overall: list[float | None] = []
         if run.schedule:
             self.plan = run.schedule.sparsity_plan(supervision.generator, run.epochs)
+            self.overall = run.schedule.asked_overall(supervision.generator, run.epochs)
         self.config = {
             **dataclasses.asdict(options),
             "method": self.method,
@@ -102,7 +104,7 @@ class Session:
             return
         generator = self.supervision.generator
         sizes = {n: p.numel() for n, p in generator.named_parameters() if n in prunable_names(generator)}
-        dense = [name for name in sizes if not self.plan[-1].get(name)]
+        dense = [name for name in sizes if self.plan[-1].get(name, 0.0) == 0.0]
         if dense:
             share = sum(sizes[name] for name in dense) / sum(sizes.values())
             run.console.note(
@@ -200,7 +202,7 @@ class Session:
             result = run.result(
                 self.supervision.generator,
                 self.method,
-                self.plan,
+                self.overall,
                 seconds=seconds,
                 steps=trainer.step,
                 checkpoint=str(folder.checkpoint_file),
@@ -302,6 +304,7 @@ class Session:
             sheet=run.sheet,
             prunable=set(prunable_names(self.supervision.generator)),
             plan=self.plan,
+            overall=self.overall,
             state=self._state,
             best_count=options.best_count,
             masks_sparsity=options.masks_sparsity,

@@ -28,6 +28,8 @@ __all__ = ["WIDTH", "Terminal"]
 
 log = logging.getLogger("sgc_distiller")
 
+_LATE = "by the weights"  # in the place of a sparsity that only the run tells
+
 Record = dict[str, Any]
 WIDTH = 110
 """Columns where the output is no terminal."""
@@ -99,7 +101,7 @@ class Terminal(Console):
         value = wording.number(record["metrics"][0]["value"]) if record["metrics"] else wording.MISSING
         self.console.print(
             f"{record['epoch']:>5} {record['step']:>7} {judge:>9.4f} "
-            f"{terms.get('generator.loss', math.nan):>9.4f} {wording.percent(record['sparsity_asked']):>8} "
+            f"{terms.get('generator.loss', math.nan):>9.4f} {wording.share(record['sparsity_asked']):>8} "
             f"{wording.percent(record['sparsity']):>8} {value:>9} {record['lr']:>9.2g} "
             f"{wording.duration(record['seconds']):>8}",
             markup=False,
@@ -112,7 +114,7 @@ class Terminal(Console):
             table.add_column(name, justify="left" if name in ("weight", "shape") else "right")
         for row in rows:
             shape = " x ".join(map(str, row["shape"]))
-            share = (wording.percent(row.get("asked", 0.0)), wording.percent(row["sparsity"]))
+            share = (wording.share(row.get("asked", 0.0)), wording.percent(row["sparsity"]))
             table.add_row(
                 row["name"], shape, *share, wording.count(row["nonzero"]), wording.count(row["dense"])
             )
@@ -155,7 +157,7 @@ class Terminal(Console):
         last = planned["asked"][-1] if planned["asked"] else {}
         for epoch in range(planned["epochs"]):
             asked = planned["asked"][epoch] if epoch < len(planned["asked"]) else last
-            table.add_row(str(epoch), *(wording.percent(asked.get(name, 0.0)) for name in names))
+            table.add_row(str(epoch), *(wording.share(asked.get(name, 0.0), _LATE) for name in names))
         with self.console.capture() as drawn:
             self.console.print(table, width=self.console.width - 2)
         for line in drawn.get().splitlines():
@@ -171,7 +173,7 @@ class Terminal(Console):
         for name in ("epoch", *heads, "active policies"):
             table.add_column(name, justify="left" if name == "active policies" else "right", overflow="fold")
         for epoch in range(outline.epochs):
-            overall = [wording.percent(outline.overall[epoch])] if outline.overall else []
+            overall = [wording.share(outline.overall[epoch], _LATE)] if outline.overall else []
             table.add_row(
                 str(epoch),
                 *(_share(row[epoch]) for row in outline.groups.values()),
@@ -243,7 +245,7 @@ class Terminal(Console):
 def _share(asked: tuple[float, float] | None) -> str:
     """Return a group's sparsity, or its range; what only training tells is said so."""
     if asked is None:
-        return "by the weights"
+        return _LATE
     low, high = asked
     return wording.percent(high) if low == high else f"{wording.percent(low)} to {wording.percent(high)}"
 

@@ -17,6 +17,7 @@ __all__ = [
     "number",
     "percent",
     "ratio",
+    "share",
     "short_name",
 ]
 
@@ -46,6 +47,11 @@ def percent(share: float) -> str:
     if text == "0" and share > 0:
         text = "under 0.01"
     return f"{text} %"
+
+
+def share(value: float | None, unknown: str = MISSING) -> str:
+    """Return a share in [0, 1] in percent, ``unknown`` for None."""
+    return unknown if value is None else percent(value)
 
 
 def count(value: float) -> str:

@@ -191,7 +191,7 @@ class TestReading:
         scheduler.on_epoch_begin(0)
         scheduler.mask_all_weights()
         assert all((param == 0).all() for param in model.parameters())
-        assert schedule.sparsity_plan(model) == [{}, {}]
+        assert schedule.sparsity_plan(model) == [dict.fromkeys(dict(model.named_parameters()))] * 2
 
     def test_one_name_in_place_of_a_list_is_read_as_such_and_said(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
