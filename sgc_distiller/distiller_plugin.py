@@ -10,7 +10,7 @@ from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.errors import UserError
 from sgc_distiller.schedule_reader import CLASSES
 
-__all__ = ["ADAPTERS", "UNNAMED", "adopt", "check_is_distiller", "register"]
+__all__ = ["ADAPTERS", "UNNAMED", "adopt", "adopt_all", "check_is_distiller", "register"]
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,19 @@ def register(distiller: Any) -> list[str]:
     Raises:
         UserError: If the module is not Intel's Distiller.
     """
+    names = adopt_all(distiller)
+    log.info("Distiller at %s knows %s.", getattr(distiller, "__file__", "?"), ", ".join(names))
+    return names
+
+
+def adopt_all(distiller: Any) -> list[str]:
+    """Do what `register` does, without a line in the log."""
     check_is_distiller(distiller)
     names = []
     for section, classes in CLASSES.items():
         for name, kind in {**classes, **UNNAMED.get(section, {})}.items():
             if adopt(distiller, section, name, kind):
                 names.append(name)
-    log.info("Distiller at %s knows %s.", getattr(distiller, "__file__", "?"), ", ".join(names))
     return names
 
 

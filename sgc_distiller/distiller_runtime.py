@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from sgc_distiller.distiller_plugin import adopt, check_is_distiller, register
+from sgc_distiller.distiller_plugin import adopt, adopt_all, check_is_distiller
 from sgc_distiller.errors import UserError
 from sgc_distiller.plain_schedule import own_classes
 from sgc_distiller.schedule import Schedule
@@ -56,7 +56,7 @@ def build_with_distiller(
                 f"--runtime distiller: expected a class with a name of its own, got {name!r}, which "
                 "Distiller has too; rename yours"
             )
-    register(distiller)
+    adopt_all(distiller)  # the run's first line says that Distiller drives
     return distiller.config.dict_config(model, optimizer, copy.deepcopy(plain)), plain
 
 

@@ -154,7 +154,8 @@ def write_plain(outline: Outline, path: str | Path) -> list[Path]:
         The files.
 
     Raises:
-        UserError: If no task was named, or something cannot be expressed in Distiller.
+        UserError: If no task was named, something cannot be expressed in Distiller, or a file is the schedule
+            itself.
     """
     networks = outline.networks
     if networks is None:
@@ -167,6 +168,12 @@ def write_plain(outline: Outline, path: str | Path) -> list[Path]:
     judge = networks.schedule.discriminator
     if judge is not None:
         plain[target.with_suffix(f".discriminator{target.suffix}")] = judge.plain(networks.discriminator)
+    for file in plain:
+        if file.exists() and file.samefile(outline.source):
+            raise UserError(
+                f"{file}: expected another file for the plain schedule, got the schedule that it is made of; "
+                "name a new one, such as plain.yaml"
+            )
     for file, content in plain.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         own = sorted(

@@ -130,6 +130,31 @@ def test_plain_files_are_written_for_both_networks(file: Path, tmp_path: Path):
     assert judge["pruners"] == {"judge": {"class": "NMPruner", "n": 2, "m": 4, "weights": ["main.2.weight"]}}
 
 
+@pytest.mark.parametrize("spelling", ["itself", "around", "link", "hard link", "discriminator"])
+def test_no_plain_file_takes_the_place_of_its_schedule(file: Path, tmp_path: Path, spelling: str):
+    file.write_text(SCHEDULE + GAN)
+    source = file
+    targets = {
+        "itself": file,
+        "around": tmp_path / "other" / ".." / "schedule.yaml",
+        "link": tmp_path / "link.yaml",
+        "hard link": tmp_path / "hard.yaml",
+        "discriminator": tmp_path / "own.yaml",
+    }
+    (tmp_path / "other").mkdir()
+    targets["link"].symlink_to(file)
+    targets["hard link"].hardlink_to(file)
+    if spelling == "discriminator":
+        source = file.rename(tmp_path / "own.discriminator.yaml")
+    before = source.read_bytes()
+    outline = inspect_schedule(source, "dcgan", SMALL)
+    with pytest.raises(UserError, match="expected another file for the plain schedule, got the schedule"):
+        write_plain(outline, targets[spelling])
+    assert source.read_bytes() == before
+    assert not (tmp_path / "own.yaml").exists()
+    assert write_plain(outline, tmp_path / "plain.yaml")[0].is_file()
+
+
 def test_plain_files_need_a_model(file: Path, tmp_path: Path):
     with pytest.raises(UserError, match="expected a task whose parameters a plain schedule names in full"):
         write_plain(inspect_schedule(file), tmp_path / "plain.yaml")
