@@ -19,7 +19,8 @@ torch.manual_seed(0)
 gan = OwnGAN()
 generator, judge = gan.build("generator"), gan.build("discriminator")
 if args.start:
-    for network, weights in zip((generator, judge), torch.load(args.start), strict=True):
+    trained = torch.load(args.start, weights_only=True)
+    for network, weights in zip((generator, judge), trained, strict=True):
         network.load_state_dict(weights)
 optimizer, judge_optimizer = (
     torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.9)) for network in (generator, judge)
