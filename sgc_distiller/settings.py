@@ -277,8 +277,9 @@ def _known_of_weights(path: str, task: str | None) -> dict[str, Any]:
         data = content.get("config", {}).get("data")
         return {"task": content.get("arch"), "data": data, "task_options": content["task_options"]}
     state = plain_names(content["state_dict"])
-    for name, cls in TASKS.items():
-        found = cls.options_of(state) if task in (None, name) else None
+    candidates = TASKS if task is None else {task: find_task(task)}
+    for name, cls in candidates.items():
+        found = cls.options_of(state)
         if found is not None:
             return {"task": name, "task_options": found}
     return {}

@@ -86,7 +86,9 @@ def metrics_by_name(record: Mapping[str, Any] | None) -> dict[str, Mapping[str, 
 def interval(metric: Mapping[str, Any]) -> str:
     """Return a metric's interval as ``low to high``, or an empty string if it has none."""
     low, high = metric.get("low"), metric.get("high")
-    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""  # of a handful of pictures there is none
+    return f"{number(low)} to {number(high)}"
 
 
 def bars(shares: Sequence[float]) -> str:

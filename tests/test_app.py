@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console as RichConsole
 from tiny import picture_folder
 
-from sgc_distiller import app, arguments, assembly, data, runs, session
+from sgc_distiller import app, arguments, assembly, data, runs, session, wording
 from sgc_distiller.app import main
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.experiment_spec import GanSpec
@@ -248,8 +248,8 @@ class TestFlags:
             printed = capsys.readouterr().out
             result = _records(shelf / run, "result")[-1]
             for metric in result["metrics"]:
-                assert f"{metric['name']}: {app.wording.number(metric['value'])}" in printed
-            assert f"{method}: {app.wording.count(result['nonzero'])} of" in printed
+                assert f"{metric['name']}: {wording.number(metric['value'])}" in printed
+            assert f"{method}: {wording.count(result['nonzero'])} of" in printed
             assert _content(shelf / run) == before
         assert go(f"-e --exp-load-weights-from {shelf / 'dense'} --test-images 16") == 0
         assert f"{_records(shelf / 'dense', 'result')[0]['metrics'][0]['name']}: " in capsys.readouterr().out
@@ -377,7 +377,7 @@ class TestFlags:
         content = load_checkpoint("logs/x")
         assert [score["epoch"] for score in content["extras"]["scores"]] == best
         assert [s["epoch"] for s in _records(Path("logs/x"), "result")[0]["best_epochs"]] == best
-        named = ", ".join(f"{epoch} ({app.wording.number(values[epoch])})" for epoch in best)
+        named = ", ".join(f"{epoch} ({wording.number(values[epoch])})" for epoch in best)
         assert f"best epochs by FID: {named}" in capsys.readouterr().out
         assert load_checkpoint("logs/x/best.pth.tar")["epoch"] == best[0]
         assert go("--epoch-images 16 --epochs 3 --lr 0.01 -n y") == 0
@@ -777,7 +777,7 @@ class TestOutput:
         assert f"{record['terms']['discriminator.dis']:.4f}" in shown[head + 1]
         assert f"{record['terms']['generator.loss']:.4f}" in shown[head + 1]
         assert shown[head + 1].count("50 %") == 2
-        assert app.wording.number(record["metrics"][0]["value"]) in shown[head + 1]
+        assert wording.number(record["metrics"][0]["value"]) in shown[head + 1]
 
     def test_a_stand_in_for_inception_is_said_once(
         self,
@@ -867,7 +867,7 @@ class TestSgc:
         capsys.readouterr()
         assert main(f"evaluate dcgan --resume-from logs/sparse {common}".split()) == 0
         metric = _records(Path("logs/sparse"), "result")[-1]["metrics"][0]
-        assert f"{metric['name']}: {app.wording.number(metric['value'])}" in capsys.readouterr().out
+        assert f"{metric['name']}: {wording.number(metric['value'])}" in capsys.readouterr().out
         before = _content(Path("logs/dense"))
         assert main(f"train dcgan --resume-from logs/dense {common}".split()) == 0
         assert "this run has finished, nothing is changed" in capsys.readouterr().out

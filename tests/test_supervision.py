@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec
 from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
-from sgc_distiller.supervision import Supervision
 from sgc_distiller.module_state import unwrapped
+from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms
 from sgc_distiller.tasks.dcgan import DCGAN
 

@@ -252,6 +252,21 @@ class GANTask(ABC):
         return prunable_names(generator)[-1:]
 
     def total(self, terms: Terms, role: Role = "generator") -> Tensor:
-        """Return the weighted sum of the terms' means, the baseline's scalar loss."""
+        """Return the weighted sum of the terms' means, the baseline's scalar loss.
+
+        Raises:
+            UserError: If a term has no weight, or not one value a sample.
+        """
         weights = self.generator_weights if role == "generator" else self.discriminator_weights
+        for name, value in terms.items():
+            if name not in weights:
+                raise UserError(
+                    f"task {self.name!r}: the {role}'s term {name!r} has no weight; expected one of "
+                    f"{', '.join(weights)}: add it to {role}_weights"
+                )
+            if value.dim() != 1:
+                raise UserError(
+                    f"task {self.name!r}: the {role}'s term {name!r} has the shape {tuple(value.shape)}; "
+                    "expected one value a sample, (B,), whose mean is the loss"
+                )
         return torch.stack([weights[name] * value.mean() for name, value in terms.items()]).sum()
