@@ -160,9 +160,12 @@ def _quickstart(parsed: Any, terminal: Terminal) -> None:
     _set_up_logging(verbose=False)
     if parsed.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {parsed.seeds}")
-    folder = Path(parsed.out_dir)
+    named = "quickstart" if parsed.task == "dcgan" else f"quickstart_{parsed.task}"
+    folder = Path(parsed.out_dir or named)
     try:
-        seeds = quickstart(folder, parsed.seeds, parsed.smoke, "cpu" if parsed.cpu else None, terminal)
+        seeds = quickstart(
+            folder, parsed.seeds, parsed.smoke, "cpu" if parsed.cpu else None, terminal, parsed.task
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on where it stopped") from None
     terminal.comparison(seeds)

@@ -124,11 +124,15 @@ def sgc_parser() -> Parser:
     _add_extractor_command(commands)
     quickstart = commands.add_parser(
         "quickstart",
-        help="train a small DCGAN on digits, compress it, and compare",
-        description="Train a small DCGAN on scikit-learn's digits, prune its generator, and write a report.",
+        help="train a small GAN on bundled data, compress it, and compare",
+        description="Train a small GAN on data that come with the package, prune its generator, and write a "
+        "report.",
     )
     quickstart.add_argument(
-        "-o", "--out-dir", default="quickstart", metavar="DIR", help="where to write (default: quickstart)"
+        "task", nargs="?", default="dcgan", choices=list(TASKS), metavar="TASK", help="default: dcgan"
+    )
+    quickstart.add_argument(
+        "-o", "--out-dir", default=None, metavar="DIR", help="where to write (default: quickstart)"
     )
     quickstart.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="how many seeds, from 0 (default: 1)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,9 +52,17 @@ class Measurement:
         for evaluation, metric in zip(self.evaluations, self._metrics, strict=True):
             tally = _Tally(evaluation, self.extractor)
             drawn = tally.listen(evaluation.draw(generator, count, seed, device))
-            results += metric.evaluate(drawn, evaluation.protocol, seed)
-            results += tally.results()
+            found = [*metric.evaluate(drawn, evaluation.protocol, seed), *tally.results()]
+            results += [_titled(item, evaluation.title) for item in found]
         return results
+
+
+def _titled(result: MetricResult, title: str) -> MetricResult:
+    """Return a metric whose name says which evaluation it belongs to: ``FID A to B[...]``."""
+    if not title:
+        return result
+    name, bracket, protocol = result.name.partition("[")
+    return dataclasses.replace(result, name=f"{name} {title}{bracket}{protocol}")
 
 
 class _Tally:

@@ -1,4 +1,4 @@
-"""The whole path on real digits: a dense GAN, then pruned ones, side by side."""
+"""The whole path on data that come with the package: a dense GAN, then pruned ones, side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sgc_distiller.resources import find_schedule
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import resolve
 
-__all__ = ["Row", "quickstart"]
+__all__ = ["PLANS", "Plan", "Row", "quickstart"]
 
 Record = dict[str, Any]
 
@@ -45,16 +45,69 @@ class Row:
         return self.schedule.rpartition("/")[2] + ("_untrained" if self.prune_only else "")
 
 
-ROWS = (
-    Row("dense"),
-    Row("75 %, one-shot, not trained", "dcgan/oneshot_75", prune_only=True),
-    Row("50 %, supervised", "dcgan/recommended_50"),
-    Row("75 %, supervised", "dcgan/recommended_75"),
-    Row("90 %, supervised", "dcgan/recommended_90"),
-)
-SIZES = {"image_size": 32, "channels": 1, "width": 32}
-DENSE = {"epochs": 10, "steps_per_epoch": 100, "epoch_images": 0}
-COMPRESSED: dict[str, Any] = {"steps_per_epoch": 20, "epoch_images": 256}
+@dataclass(frozen=True)
+class Plan:
+    """What the quickstart of one GAN does.
+
+    Attributes:
+        title: Heading of the report.
+        sizes: Options of the task.
+        dense: Settings of the dense training.
+        compressed: Settings of the compressing runs.
+        rows: Lines of the comparison.
+    """
+
+    title: str
+    sizes: dict[str, Any]
+    dense: dict[str, Any]
+    compressed: dict[str, Any]
+    rows: tuple[Row, ...]
+
+
+def _few(task: str, title: str, steps: int, batch: int, sizes: dict[str, Any], **dense: Any) -> Plan:
+    """Return the plan of a GAN whose quickstart shows the paper's schedules at 50 and 75 %."""
+    common = {"batch_size": batch, "test_images": 500, "epoch_images": 0}
+    return Plan(
+        f"{title}: dense and pruned",
+        {"image_size": 32, "width": 16, **sizes},
+        {"epochs": 10, "steps_per_epoch": steps, **common, **dense},
+        {"steps_per_epoch": max(1, steps // 8), **common},
+        (
+            Row("dense"),
+            Row("50 %, not trained", f"{task}/paper_50", prune_only=True),
+            Row("50 %, supervised", f"{task}/paper_50"),
+            Row("75 %, supervised", f"{task}/paper_75"),
+        ),
+    )
+
+
+PLANS: dict[str, Plan] = {
+    "dcgan": Plan(
+        "DCGAN on handwritten digits: dense and pruned",
+        {"image_size": 32, "channels": 1, "width": 32},
+        {"epochs": 10, "steps_per_epoch": 100, "epoch_images": 0},
+        {"steps_per_epoch": 20, "epoch_images": 256},
+        (
+            Row("dense"),
+            Row("75 %, one-shot, not trained", "dcgan/oneshot_75", prune_only=True),
+            Row("50 %, supervised", "dcgan/recommended_50"),
+            Row("75 %, supervised", "dcgan/recommended_75"),
+            Row("90 %, supervised", "dcgan/recommended_90"),
+        ),
+    ),
+    "pix2pix": _few("pix2pix", "pix2pix, outlines to coloured digits", 100, 8, {}),
+    "cyclegan": _few("cyclegan", "CycleGAN, red digits and blue ones", 50, 4, {"blocks": 2}),
+    "stargan": _few("stargan", "StarGAN, digits in other inks", 30, 8, {"blocks": 2}, lr=0.0005),
+    "srgan": _few(
+        "srgan",
+        "SRGAN, photographs four times larger",
+        40,
+        8,
+        {"image_size": 64, "blocks": 4, "pixel_weight": 1.0},
+    ),
+}
+"""Sizes and steps with which a GAN visibly learns its bundled data in a few minutes on one core."""
+
 SMOKE = {"epochs": 2, "steps_per_epoch": 2, "epoch_images": 64, "test_images": 128}
 
 
@@ -64,6 +117,7 @@ def quickstart(
     smoke: bool = False,
     device: str | None = None,
     console: Console | None = None,
+    task: str = "dcgan",
 ) -> list[list[Record]]:
     """Train, prune and compare; writes ``report.html`` into ``folder``. Finished runs are not repeated.
 
@@ -73,14 +127,16 @@ def quickstart(
         smoke: Take a few steps of everything, to see whether it runs; its numbers mean nothing.
         device: See `sgc_distiller.settings.Options`.
         console: Where a person follows.
+        task: A key of `PLANS`.
 
     Returns:
-        For each seed the result records of `ROWS`, in their order, each with ``label``.
+        For each seed the result records of the plan's rows, in their order, each with ``label``.
     """
     console = console or Console()
     with _one_thread():
         results = [
-            list(_seed_rows(folder / f"seed{seed}", seed, smoke, device, console)) for seed in range(seeds)
+            list(_seed_rows(task, folder / f"seed{seed}", seed, smoke, device, console))
+            for seed in range(seeds)
         ]
     notes = ["A few steps of everything, to see whether it runs: the numbers mean nothing."] if smoke else []
     if seeds > 1:
@@ -89,7 +145,7 @@ def quickstart(
         console.note(notes[0])
     write_summary(
         folder / "report.html",
-        "DCGAN on handwritten digits: dense and pruned",
+        PLANS[task].title,
         [
             {**row, "label": f"{row['label']}, seed {row['seed']}" if seeds > 1 else row["label"]}
             for rows in results
@@ -116,12 +172,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _seed_rows(
-    folder: Path, seed: int, smoke: bool, device: str | None, console: Console
+    task: str, folder: Path, seed: int, smoke: bool, device: str | None, console: Console
 ) -> Iterator[Record]:
-    for row in ROWS:
+    for row in PLANS[task].rows:
         run = folder / row.folder
         console.note(f"{row.label} (seed {seed}): {run}")
-        result = _finished(run) or _run(row, run, folder / "dense", seed, smoke, device, console)
+        result = _finished(run) or _run(task, row, run, folder / "dense", seed, smoke, device, console)
         yield {
             **result,
             "label": row.label,
@@ -140,17 +196,18 @@ def _finished(run: Path) -> Record | None:
 
 
 def _run(
-    row: Row, run: Path, dense: Path, seed: int, smoke: bool, device: str | None, console: Console
+    task: str, row: Row, run: Path, dense: Path, seed: int, smoke: bool, device: str | None, console: Console
 ) -> Record:
+    plan = PLANS[task]
     if (run / "checkpoint.pth.tar").is_file():
         given: dict[str, Any] = {"resume_from": str(run)}
     else:
         given = {"folder": str(run), "seed": seed, **(SMOKE if smoke else {})}
         if row.schedule is None:
-            given = {**DENSE, **given, "data": "digits", "task_options": SIZES}
+            given = {**plan.dense, **given, "task": task, "task_options": plan.sizes}
         else:
             schedule = str(find_schedule(row.schedule))
-            given = {**COMPRESSED, **given, "schedule": schedule, "weights_from": str(dense)}
+            given = {**plan.compressed, **given, "schedule": schedule, "weights_from": str(dense)}
             given["prune_only"] = row.prune_only
     if device:
         given["device"] = device

@@ -31,6 +31,7 @@ log = logging.getLogger("sgc_distiller")
 _LATE = "by the weights"  # in the place of a sparsity that only the run tells
 
 Record = dict[str, Any]
+_SHOWN = 5  # metrics in a table; the report has them all
 WIDTH = 110
 """Columns where the output is no terminal."""
 
@@ -212,7 +213,7 @@ class Terminal(Console):
     def comparison(self, seeds: list[list[Record]]) -> None:
         """Print rows of several runs, with mean and standard deviation where there are several seeds."""
         table = Table(title="Dense and pruned", title_justify="left")
-        first = seeds[0][0]["metrics"]
+        first = seeds[0][0]["metrics"][:_SHOWN]
         heads = (
             "generator",
             "sparsity",

@@ -69,8 +69,13 @@ def duration(seconds: float) -> str:
 
 
 def short_name(metric: Mapping[str, Any]) -> str:
-    """Return a metric's name without its protocol: ``FID`` of ``FID[inception; 2000 images]``."""
-    return str(metric["name"]).partition("[")[0].strip()
+    """Return a metric's name without its protocol: ``FID`` of ``FID[inception; 2000 images]``.
+
+    What tells two metrics of one name apart stays: ``PSNR Y`` of ``PSNR[Y; border 4; ...]``.
+    """
+    name, _, protocol = str(metric["name"]).partition("[")
+    channel = protocol.partition(";")[0]
+    return f"{name.strip()} {channel}" if channel in ("RGB", "Y") else name.strip()
 
 
 def higher_is_better(metric: Mapping[str, Any]) -> bool:

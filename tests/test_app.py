@@ -950,7 +950,10 @@ class TestSchedule:
             (["dcgan/paper_50", "--width", "4"], "sizes are those of a GAN: add -a TASK, or leave them out"),
             (["dcgan/paper_50", "--plain", "x.yaml"], "expected a task whose parameters"),
             (["dcgan/paper_50", "--plot", "x.txt"], "x.txt: expected a file name that ends in one of"),
-            (["dcgan/paper_50", "-a", "dcgan", "--width", "0"], "expected width to be a whole number of at least 1, got 0"),
+            (
+                ["dcgan/paper_50", "-a", "dcgan", "--width", "0"],
+                "expected width to be a whole number of at least 1, got 0",
+            ),
             (["dcgan/paper_50", "--exp-load-weights-from", "nothing"], "nothing"),
         ],
     )

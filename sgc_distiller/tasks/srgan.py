@@ -46,6 +46,9 @@ class SRGAN(GANTask):
         blocks: Residual blocks of the generator.
         scale: How many times larger the result is, 2 or 4.
         generator: ``msrresnet`` or ``srresnet``.
+        pixel_weight: Weight of the L1 term beside the adversarial one. Without the perceptual term, which holds
+            the picture in the baseline, its 0.01 is too little; 1 keeps it.
+        gan_weight: Weight of the adversarial term.
         loss: ``gan``, or ``l1`` for the training that precedes it: L1 alone, without a discriminator.
         perceptual: ``vgg19`` with ImageNet's weights, ``none``, or ``auto``: where the weights are.
         vgg_weights: File of those weights; by default where torchvision keeps them.
@@ -67,6 +70,8 @@ class SRGAN(GANTask):
         blocks: int = 16,
         scale: int = 4,
         generator: str = "msrresnet",
+        pixel_weight: float = 1e-2,
+        gan_weight: float = 5e-3,
         loss: str = "gan",
         perceptual: str = "auto",
         vgg_weights: str | None = None,
@@ -88,7 +93,12 @@ class SRGAN(GANTask):
         self.width = width
         self.blocks = blocks
         self.scale = scale
+        for option, weight in (("pixel_weight", pixel_weight), ("gan_weight", gan_weight)):
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+                raise UserError(f"srgan: expected {option} to be a number of at least 0, got {weight!r}")
         self.generator = generator
+        self.pixel_weight = float(pixel_weight)
+        self.gan_weight = float(gan_weight)
         self.loss = loss
         self.perceptual = perceptual
         self.vgg_weights = vgg_weights
@@ -103,7 +113,7 @@ class SRGAN(GANTask):
             self.lr = 2e-4
             return
         self.phases = (Phase("generator"), Phase("discriminator"))
-        self.generator_weights = {"gen": 5e-3, "pix": 1e-2}
+        self.generator_weights = {"gen": self.gan_weight, "pix": self.pixel_weight}
         if self.perceptual == "none":
             return
         try:
@@ -112,7 +122,9 @@ class SRGAN(GANTask):
             if self.perceptual == "vgg19" or self.vgg_weights:
                 raise
             self.note = (
-                f"The perceptual term is left out, and only the pixel and adversarial terms train: {error}"
+                f"The perceptual term is left out, and only the pixel and adversarial terms train: {error}. "
+                f"The pixel term's weight is {self.pixel_weight:g}; -O pixel_weight=1 holds the pictures without "
+                "the perceptual term"
             )
             return
         self.generator_weights["vgg"] = 1.0
