@@ -124,7 +124,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_run_with_workers_stops_in_one_line(pictures: Path, tmp_path: Path) -> None:
-    flags = "--image-size 16 --width 4 -b 4 --epochs 900 --steps-per-epoch 2 --epoch-images 0 -j 2 --cpu --extractor digits"
+    flags = "--image-size 16 --width 4 -b 4 --epochs 900 --steps-per-epoch 2 --epoch-images 0 -j 2"
+    flags += " --cpu --extractor digits"
     command = ["train", "dcgan", "--data", str(pictures), *flags.split(), "-o", str(tmp_path / "out")]
     with subprocess.Popen(
         [sys.executable, "-u", "-c", PROGRAM, *command, "-n", "run"],

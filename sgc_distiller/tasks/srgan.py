@@ -46,8 +46,8 @@ class SRGAN(GANTask):
         blocks: Residual blocks of the generator.
         scale: How many times larger the result is, 2 or 4.
         generator: ``msrresnet`` or ``srresnet``.
-        pixel_weight: Weight of the L1 term beside the adversarial one. Without the perceptual term, which holds
-            the picture in the baseline, its 0.01 is too little; 1 keeps it.
+        pixel_weight: Weight of the L1 term beside the adversarial one. Without the perceptual term, which
+            holds the picture in the baseline, its 0.01 is too little; 1 keeps it.
         gan_weight: Weight of the adversarial term.
         loss: ``gan``, or ``l1`` for the training that precedes it: L1 alone, without a discriminator.
         perceptual: ``vgg19`` with ImageNet's weights, ``none``, or ``auto``: where the weights are.
@@ -123,8 +123,8 @@ class SRGAN(GANTask):
                 raise
             self.note = (
                 f"The perceptual term is left out, and only the pixel and adversarial terms train: {error}. "
-                f"The pixel term's weight is {self.pixel_weight:g}; -O pixel_weight=1 holds the pictures without "
-                "the perceptual term"
+                f"The pixel term's weight is {self.pixel_weight:g}; -O pixel_weight=1 holds the pictures "
+                "without the perceptual term"
             )
             return
         self.generator_weights["vgg"] = 1.0
