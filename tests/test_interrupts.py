@@ -114,7 +114,8 @@ def test_workers_leave_interrupts_to_the_main_process(
 
 
 PROGRAM = """
-import atexit, gc, sys
+import atexit, gc, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit none
 atexit.register(lambda: print("frozen:", gc.get_freeze_count() > 0))  # the last to be called
 from sgc_distiller import data
 from sgc_distiller.app import main
