@@ -56,8 +56,6 @@ class Run:
         self.schedule: Schedule | None = read_schedule(options.schedule) if options.schedule else None
         self.gan: GanSpec = (self.schedule.gan if self.schedule else None) or GanSpec()
         self.task: GANTask = build_task(options.task or "dcgan", options.task_options)
-        if self.task.note:
-            self.console.note(self.task.note, once=True)
         self.data = self._open("train")
         self._test_data: Samples | None = None
         self._measurements: dict[str, Measurement] = {}

@@ -37,7 +37,11 @@ def train(options: Options, console: Console | None = None) -> Record:
     run = Run(options, console)
     generator, discriminator = run.build("generator"), run.build("discriminator")
     if options.weights_from:
-        _load_start(run, generator, discriminator, options.weights_from)
+        content = checkpoints.load_checkpoint(options.weights_from, run.device)
+        is_alone = "discriminator_state_dict" not in content and not options.discriminator_from
+        if is_alone:
+            run.console.note(f"{options.weights_from} holds no discriminator: it starts untrained")
+        _load_start(run, generator, None if is_alone else discriminator, options.weights_from)
     supervision = Supervision(run.task, generator, discriminator)
     return Session(run, supervision).execute()
 
@@ -112,7 +116,7 @@ def evaluate(options: Options, console: Console | None = None) -> Record:
     run = Run(dataclasses.replace(options, schedule=None), console)
     content = checkpoints.load_checkpoint(source, run.device)
     generator = run.build("generator", float(content.get("student_width", 1.0)))
-    checkpoints.load_weights(generator, content["state_dict"], f"{source}, generator")
+    checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
     method = options.method or content.get("method") or "checkpoint"
     return run.result(generator, method, [], seconds=0.0, steps=content.get("step", 0), checkpoint=source)
 
@@ -222,7 +226,7 @@ def _build_student(run: Run, teacher: nn.Module) -> nn.Module:
 def _load_start(run: Run, generator: nn.Module, discriminator: nn.Module | None, source: str) -> None:
     """Load a dense generator and, unless ``None``, its discriminator."""
     content = checkpoints.load_checkpoint(source, run.device)
-    checkpoints.load_weights(generator, content["state_dict"], f"{source}, generator")
+    checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
     if discriminator is None:
         return
     other = run.options.discriminator_from

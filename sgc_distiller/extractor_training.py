@@ -119,7 +119,8 @@ def train_extractor(
     if len(images) < _FEWEST_PICTURES:
         raise UserError(
             f"Expected at least {_FEWEST_PICTURES} pictures in {images.name} to train an extractor on, got "
-            f"{len(images)}. Name a folder with more pictures of the same kind."
+            f"{len(images)}. Name a folder with more pictures of the kind, or another extractor, such as "
+            "--extractor digits."
         )
     lesson = _lesson(images, size, tuple(names), mirror, torch.device(device))
     count = len(lesson.pixels)

@@ -101,7 +101,8 @@ def inspect_schedule(
     checked = f"{task}, {dict(made.options)}"
     if weights_from:
         content = checkpoints.load_checkpoint(weights_from)
-        checkpoints.load_weights(made.build("generator"), content["state_dict"], f"{weights_from}, generator")
+        state = made.adapted(content["state_dict"])
+        checkpoints.load_weights(made.build("generator"), state, f"{weights_from}, generator")
         checked = f"{weights_from} ({checked})"
     supervision = Supervision(made, generator, discriminator, made.build("generator"))
     networks = Networks(schedule, generator, discriminator, supervision)

@@ -21,7 +21,8 @@ class Measurement:
     """Distances of sets, qualities of pictures and attributes of translations.
 
     Args:
-        evaluations: The comparisons of a test protocol.
+        evaluations: The comparisons of a test protocol. One with fewer than two real pictures has no distance
+            of sets.
         extractor: Computes the features that the distances compare; one that was trained on the attributes
             of a folder also says which attributes a translation has.
         cache_dir: Where statistics of real pictures are kept between runs.
@@ -35,7 +36,10 @@ class Measurement:
     ) -> None:
         self.evaluations = list(evaluations)
         self.extractor = extractor
-        self._metrics = [GeneratorMetric(extractor, item.reference, cache_dir) for item in evaluations]
+        self._metrics = [
+            GeneratorMetric(extractor, item.reference, cache_dir) if len(item.reference) > 1 else None
+            for item in evaluations
+        ]
 
     def evaluate(
         self, generator: nn.Module, count: int, seed: int, device: torch.device
@@ -52,7 +56,10 @@ class Measurement:
         for evaluation, metric in zip(self.evaluations, self._metrics, strict=True):
             tally = _Tally(evaluation, self.extractor)
             drawn = tally.listen(evaluation.draw(generator, count, seed, device))
-            found = [*metric.evaluate(drawn, evaluation.protocol, seed), *tally.results()]
+            found = [] if metric is None else metric.evaluate(drawn, evaluation.protocol, seed)
+            for _ in drawn:  # what no distance was computed of is compared one by one all the same
+                pass
+            found += tally.results()
             results += [_titled(item, evaluation.title) for item in found]
         return results
 

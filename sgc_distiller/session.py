@@ -100,6 +100,8 @@ class Session:
         drives = "built in" if options.runtime == "builtin" else f"Distiller at {distiller_folder()}"
         about = f"; schedule: {options.schedule}; runtime: {drives}" if run.schedule else ""
         run.console.note(f"run folder: {options.folder}{about}")
+        if run.task.note:
+            run.console.note(run.task.note, once=True)
         if not any(self.plan) or run.schedule is None:
             return
         generator = self.supervision.generator

@@ -232,6 +232,11 @@ def resolve(given: Mapping[str, Any]) -> Options:
         known = _known_of_run(asked)
     elif asked.weights_from:
         known = _known_of_weights(asked.weights_from, asked.task)
+    if asked.task and known.get("task") not in (None, asked.task):
+        raise UserError(
+            f"{asked.resume_from or asked.weights_from}: is of a run of {known['task']!r}, expected "
+            f"{asked.task!r}; name its own task, or another checkpoint"
+        )
     names = {item.name for item in dataclasses.fields(Options)}
     merged = {name: value for name, value in known.items() if name in names}
     merged.update(given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +99,10 @@ class Terminal(Console):
         terms = record["terms"]
         judge = sum(value for name, value in terms.items() if name.startswith("discriminator."))
         value = wording.number(record["metrics"][0]["value"]) if record["metrics"] else wording.MISSING
+        loss = f"{terms['generator.loss']:.4f}" if "generator.loss" in terms else wording.MISSING
         self.console.print(
             f"{record['epoch']:>5} {record['step']:>7} {judge:>9.4f} "
-            f"{terms.get('generator.loss', math.nan):>9.4f} {wording.share(record['sparsity_asked']):>8} "
+            f"{loss:>9} {wording.share(record['sparsity_asked']):>8} "
             f"{wording.percent(record['sparsity']):>8} {value:>9} {record['lr']:>9.2g} "
             f"{wording.duration(record['seconds']):>8}",
             markup=False,

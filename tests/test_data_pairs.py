@@ -254,3 +254,30 @@ def test_real_maps_and_horses(shared: Path):
     horses = open_unpaired(shared / "data" / "horse2zebra", 64, "test")
     assert horses.name == "unpaired:horse2zebra-testA120 + unpaired:horse2zebra-testB140"
     assert len(horses) == 140
+
+
+def _write_pair(file: Path, width: int, height: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (200, 10, 10)).save(file)
+
+
+def test_a_pair_that_lost_a_half_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(4):
+        _write_pair(tmp_path / "train" / f"{index}.png", 64, 32)
+    _write_pair(tmp_path / "train" / "half.png", 32, 32)
+    with caplog.at_level("WARNING"):
+        assert len(open_pairs(tmp_path, 32)) == 4
+    assert (
+        "1 of 5 files are left out, since they are shaped as if a half were missing: half.png" in caplog.text
+    )
+
+
+def test_pairs_of_many_shapes_are_refused(tmp_path: Path) -> None:
+    for index, width in enumerate((64, 16, 256, 8, 512)):
+        _write_pair(tmp_path / "train" / f"{index}.png", width, 32)
+    with pytest.raises(
+        UserError, match=r"got 4 of 5 files of another shape than the middle one: 1\.png, 2\.png"
+    ):
+        open_pairs(tmp_path, 32)

@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 from gans import GANS, make_batch, samples, supervise
+from PIL import Image
 from torch import nn
 
 from sgc_distiller.data import batches
-from sgc_distiller.experiment import train, warm_up
+from sgc_distiller.errors import UserError
+from sgc_distiller.experiment import evaluate, train, warm_up
 from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
 from sgc_distiller.names import prunable_names
 from sgc_distiller.resources import shipped_schedules
 from sgc_distiller.schedule import read_schedule
 from sgc_distiller.settings import resolve
 from sgc_distiller.tasks import TASKS, build_task
+from sgc_distiller.tasks.srgan import SRGAN
 from sgc_distiller.training import StepReport, Trainer
 
 SCHEDULES = sorted(path for path in shipped_schedules().rglob("*.yaml") if path.parent.name != "dcgan")
@@ -280,3 +283,112 @@ def test_warming_up_moves_the_discriminator_alone(name: str, tmp_path: Path):
 def build_like(task: Any, role: Any, content: dict[str, Any]) -> dict[str, torch.Tensor]:
     network: nn.Module = task.build(role)
     return network.state_dict()
+
+
+def test_a_single_cyclegan_generator_is_measured_in_its_direction(tmp_path: Path):
+    both = build_task("cyclegan", SMALL["cyclegan"]).build("generator")
+    torch.save(both["G_B"].state_dict(), tmp_path / "zebra2horse.pth")
+    given = {"weights_from": str(tmp_path / "zebra2horse.pth")}
+    with pytest.raises(UserError, match=r"weights of one generator, and both directions are needed"):
+        evaluate(options("cyclegan", tmp_path, **given))
+    for direction, title in (("BtoA", "FID B to A["), ("AtoB", "FID A to B[")):
+        sizes = {**SMALL["cyclegan"], "direction": direction}
+        result = evaluate(options("cyclegan", tmp_path, **given, task_options=sizes))
+        assert all(
+            metric["name"].startswith((title, title.replace("FID", "KID"))) for metric in result["metrics"]
+        )
+        with pytest.raises(UserError, match="one generator can be measured only"):
+            train(options("cyclegan", tmp_path / direction, **given, task_options=sizes))
+
+
+def test_pictures_too_small_for_tiles_are_measured_one_by_one(tmp_path: Path):
+    for split, size in (("train", 96), ("test", 48)):
+        for index in range(2):
+            folder = tmp_path / "sr" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(0, 256, (size, size, 3), generator=torch.Generator().manual_seed(index))
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    task = SRGAN(64, width=4, blocks=1, loss="l1")
+    state = task.build("generator").state_dict()
+    torch.save(state, tmp_path / "g.pth")
+    given = {"weights_from": str(tmp_path / "g.pth"), "data": str(tmp_path / "sr")}
+    result = evaluate(options("srgan", tmp_path, **given))
+    assert [metric["name"].partition(" ")[0] for metric in result["metrics"]] == [
+        "PSNR",
+        "PSNR",
+        "SSIM",
+        "SSIM",
+    ]
+    assert all("2 images" in metric["name"] for metric in result["metrics"])
+
+
+def test_all_pictures_of_a_test_set_are_enlarged():
+    task = SRGAN(64, width=4, blocks=1, loss="l1")
+    data = samples(task, "test")
+    (evaluation,) = task.evaluations(data)
+    drawn = list(evaluation.draw(task.build("generator"), 5000, 0, torch.device("cpu")))
+    assert len(drawn) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        (
+            "stargan",
+            {"layers": "foo"},
+            "stargan: expected layers to be a whole number .* got 'foo'",
+        ),
+        ("stargan", {"layers": 0}, "stargan: expected layers to be a whole number of at least 1, got 0"),
+        (
+            "stargan",
+            {"attributes": 5},
+            "expected a list of names, or a text of names .* got 5",
+        ),
+        ("stargan", {"exclusive": ["Hat"]}, r"expected 'exclusive' to name attributes \(.*\), got 'Hat'"),
+        ("stargan", {"lr_decay": "up"}, "stargan: expected lr_decay 'upstream' or 'linear', got 'up'"),
+        ("stargan", {"image_size": 66}, "stargan: expected image_size to be a multiple of 4, got 66"),
+        ("pix2pix", {"dropout": "maybe"}, "pix2pix: expected dropout to be true or false, got 'maybe'"),
+        ("pix2pix", {"direction": "CtoD"}, "pix2pix: expected direction 'AtoB' or 'BtoA', got 'CtoD'"),
+        ("pix2pix", {"image_size": 48}, "pix2pix: expected image_size to be a multiple of 32, got 48"),
+        ("pix2pix", {"load_size": 10}, "expected load_size to be a whole number of at least 256, got 10"),
+        ("cyclegan", {"direction": "up"}, "cyclegan: expected direction both, AtoB or BtoA, got 'up'"),
+        ("cyclegan", {"pool_size": -1}, "cyclegan: expected pool_size to be a whole number of at least 0"),
+        (
+            "srgan",
+            {"pixel_weight": float("inf")},
+            "srgan: expected pixel_weight to be a number of at least 0",
+        ),
+        ("srgan", {"scale": 3}, "srgan: expected scale 2 or 4, got 3"),
+        ("srgan", {"vgg_weights": 5}, "srgan: expected vgg_weights to be the path of a file, got 5"),
+        ("srgan", {"perceptual": "vgg19", "vgg_weights": "gone.pth"}, "gone.pth: no such file"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(name: str, wrong: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        build_task(name, wrong)
+
+
+def test_a_run_of_another_task_is_told(tmp_path: Path):
+    train(options("pix2pix", tmp_path / "run"))
+    for given in ({"weights_from": str(tmp_path / "run")}, {"resume_from": str(tmp_path / "run")}):
+        with pytest.raises(UserError, match=r"is of a run of 'pix2pix', expected 'stargan'"):
+            resolve({"task": "stargan", **given})
+
+
+def test_basicsr_v00_trains_as_it_did():
+    task = SRGAN(64, width=4, blocks=1, generator="srresnet", perceptual="none")
+    assert task.betas == (0.9, 0.999)
+    assert [task.lr_factor(e, 500) for e in (49, 50, 100, 200, 300, 499)] == [
+        1,
+        0.5,
+        0.25,
+        0.125,
+        0.0625,
+        0.0625,
+    ]
+    before = SRGAN(64, width=4, blocks=1, generator="srresnet", loss="l1")
+    assert [before.lr_factor(e, 10) for e in (0, 2, 4, 9)] == [1, 0.5, 0.25, 0.0625]
+    assert (before.epochs, SRGAN(perceptual="none").epochs) == (491, 196)
+    judge = task.build("discriminator")
+    weight = judge.conv4_1.weight
+    assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.05)

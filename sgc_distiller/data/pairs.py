@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +21,10 @@ from sgc_distiller.data.decoding import (
     choose,
     decode_file,
     find_pictures,
+    in_threads,
     open_folder,
     open_store,
+    picture_size,
 )
 from sgc_distiller.data.digits import digit_indices, outlined_digit
 from sgc_distiller.data.images import ImageSet
@@ -29,7 +33,10 @@ from sgc_distiller.errors import UserError, nearest
 
 __all__ = ["PairSet", "open_pairs"]
 
+log = logging.getLogger(__name__)
+
 _BUILT_IN = "digit-outlines"
+_SHOWN = 5
 
 
 class PairSet:
@@ -131,10 +138,30 @@ def open_pairs(
         views = Views(partial(_drawn, name=name, rows=[rows[index] for index in kept], order=order))
         return PairSet(name, views, image_size, larger, split)
     folder = _split_folder(source, split)
-    files = find_pictures(folder)
+    files = _whole_pairs(folder, find_pictures(folder))
     name, kept = choose(f"pairs:{folder.resolve().parent.name}", split, len(files), fraction)
     views = Views(partial(_read, name=name, files=[files[index] for index in kept], order=order))
     return PairSet(name, views, image_size, larger, split)
+
+
+def _whole_pairs(folder: Path, files: list[Path]) -> list[Path]:
+    """Return the files that are shaped like most of them; others lack a half, and are named and left out."""
+    shapes = [width / height for width, height in in_threads(picture_size, files)]
+    usual = statistics.median(shapes)
+    odd = [file for file, shape in zip(files, shapes, strict=True) if not 2 / 3 < shape / usual < 1.5]
+    if not odd:
+        return files
+    named = ", ".join(file.name for file in odd[:_SHOWN]) + (", ..." if len(odd) > _SHOWN else "")
+    if 2 * len(odd) > len(files):
+        raise UserError(
+            f"Expected pairs of one shape in {folder}, left half A and right half B, got {len(odd)} of "
+            f"{len(files)} files of another shape than the middle one: {named}. Repair or remove them."
+        )
+    log.warning(
+        "%s: %d of %d files are left out, since they are shaped as if a half were missing: %s.",
+        *(folder, len(odd), len(files), named),
+    )
+    return [file for file in files if file not in set(odd)]
 
 
 def _split_folder(source: str | Path, split: str) -> Path:

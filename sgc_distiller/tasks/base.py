@@ -113,6 +113,10 @@ class GANTask(ABC):
         """Return the sizes that a generator's weights tell, or ``None`` if they are another task's."""
         return None
 
+    def adapted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a generator's weights as `build` names them; for files that hold a part of it."""
+        return state
+
     @property
     def options(self) -> dict[str, Any]:
         """What `__init__` was called with, read from attributes of the same names; checkpoints keep it."""

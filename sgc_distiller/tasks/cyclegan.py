@@ -27,6 +27,8 @@ from sgc_distiller.tasks.options import linear_decay, scaled, within
 
 __all__ = ["CycleGAN"]
 
+_DIRECTIONS = {"both": ("G_A", "G_B"), "AtoB": ("G_A",), "BtoA": ("G_B",)}
+
 _ROWS = 6  # of a sheet
 _INPUTS = 8  # pictures that are translated at once
 
@@ -41,6 +43,7 @@ class CycleGAN(GANTask):
         load_size: Side to which pictures are resized before a crop of ``image_size`` is taken in training; by
             default 286/256 of ``image_size`` as in the baseline.
         pool_size: Earlier pictures that each discriminator may be shown again; 0 for none.
+        direction: ``both``; or ``AtoB`` or ``BtoA`` to measure a single generator, as public files hold it.
     """
 
     name = "cyclegan"
@@ -63,6 +66,7 @@ class CycleGAN(GANTask):
         blocks: int = 9,
         load_size: int | None = None,
         pool_size: int = 50,
+        direction: str = "both",
     ) -> None:
         within("cyclegan", image_size=(image_size, 32), width=(width, 1), blocks=(blocks, 0))
         within("cyclegan", pool_size=(pool_size, 0))
@@ -74,14 +78,17 @@ class CycleGAN(GANTask):
         self.width = width
         self.blocks = blocks
         self.load_size = load_size
+        if direction not in _DIRECTIONS:
+            raise UserError(f"cyclegan: expected direction both, AtoB or BtoA, got {direction!r}")
         self.pool_size = pool_size
+        self.direction = direction
         self.pools = {"fake_A": pool_size, "fake_B": pool_size} if pool_size else {}
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Return the sizes that the generators' weights tell; the picture's size they do not."""
         one = {name.removeprefix("G_A."): item for name, item in state.items() if name.startswith("G_A.")}
-        sizes = resnet.generator_sizes(one)
+        sizes = resnet.generator_sizes(one or state)
         return None if sizes is None else {"width": sizes["ngf"], "blocks": sizes["blocks"]}
 
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
@@ -89,17 +96,47 @@ class CycleGAN(GANTask):
         channels = scaled(self.width, width)
         networks: dict[str, nn.Module]
         if role == "generator":
-            networks = {name: resnet.ResnetGenerator(3, 3, channels, self.blocks) for name in ("G_A", "G_B")}
+            networks = {
+                name: resnet.ResnetGenerator(3, 3, channels, self.blocks)
+                for name in _DIRECTIONS[self.direction]
+            }
         else:
             networks = {name: PatchDiscriminator(3, channels, norm="instance") for name in ("D_A", "D_B")}
         return nn.ModuleDict(networks).apply(initialise_normal)
+
+    def adapted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of both generators, or of the one whose direction is named.
+
+        Raises:
+            UserError: If they are those of a single one and no direction is.
+        """
+        if any(name.startswith(("G_A.", "G_B.")) for name in state) or resnet.generator_sizes(state) is None:
+            kept = _DIRECTIONS[self.direction]
+            return {name: item for name, item in state.items() if name.partition(".")[0] in kept} or state
+        if self.direction == "both":
+            raise UserError(
+                "cyclegan: these are the weights of one generator, and both directions are needed; put them "
+                "in one folder as latest_net_G_A.pth and latest_net_G_B.pth and give the folder, or name the "
+                "one that this is, -O direction=AtoB or BtoA, to measure it"
+            )
+        (name,) = _DIRECTIONS[self.direction]
+        return {f"{name}.{key}": item for key, item in state.items()}
 
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         """Return the pictures of both sets."""
         return {"A": raw["A"], "B": raw["B"]}
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
-        """Return both translations: ``fake_B`` of A and ``fake_A`` of B."""
+        """Return both translations: ``fake_B`` of A and ``fake_A`` of B.
+
+        Raises:
+            UserError: If there is one generator only.
+        """
+        if self.direction != "both":
+            raise UserError(
+                "cyclegan: one generator can be measured only; training and pruning need both directions, in "
+                "one folder as latest_net_G_A.pth and latest_net_G_B.pth"
+            )
         both = bare(generator)
         return {"fake_B": both["G_A"](batch["A"]), "fake_A": both["G_B"](batch["B"])}
 
@@ -154,10 +191,8 @@ class CycleGAN(GANTask):
     def evaluations(self, data: Samples) -> list[Evaluation]:
         """Return one comparison a direction: translated test pictures with the real ones of the other set."""
         assert isinstance(data, UnpairedSet)
-        return [
-            self._evaluation(data, "A", "B", "G_A"),
-            self._evaluation(data, "B", "A", "G_B"),
-        ]
+        sides = {"G_A": ("A", "B"), "G_B": ("B", "A")}
+        return [self._evaluation(data, *sides[name], name) for name in _DIRECTIONS[self.direction]]
 
     def _evaluation(self, data: UnpairedSet, of: str, to: str, name: str) -> Evaluation:
         inputs = data.side(of)

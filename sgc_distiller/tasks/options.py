@@ -10,7 +10,13 @@ __all__ = ["linear_decay", "names", "scaled", "within"]
 
 
 def names(value: Sequence[str] | str) -> list[str]:
-    """Return a list of names; a text is split at its commas."""
+    """Return a list of names; a text is split at its commas.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if not isinstance(value, str | list | tuple):
+        raise UserError(f"expected a list of names, or a text of names with commas between, got {value!r}")
     parts = value.split(",") if isinstance(value, str) else list(value)
     return [str(part).strip() for part in parts if str(part).strip()]
 

@@ -65,6 +65,8 @@ class Pix2Pix(GANTask):
             raise UserError(f"pix2pix: expected image_size to be a multiple of 32, got {image_size}")
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"pix2pix: expected direction 'AtoB' or 'BtoA', got {direction!r}")
+        if not isinstance(dropout, bool):
+            raise UserError(f"pix2pix: expected dropout to be true or false, got {dropout!r}")
         if load_size is not None:
             within("pix2pix", load_size=(load_size, image_size))
         self.image_size = image_size

@@ -22,7 +22,10 @@ from sgc_distiller.data import ImageSet, Samples, SuperResolutionSet, normalise,
 from sgc_distiller.errors import UserError
 from sgc_distiller.module_state import bare, drawing
 from sgc_distiller.networks import srgan as networks
-from sgc_distiller.networks.initialisation import initialise_sr_generator
+from sgc_distiller.networks.initialisation import (
+    initialise_sr_discriminator_v00,
+    initialise_sr_generator,
+)
 from sgc_distiller.networks.vgg import PerceptualNetwork, vgg19_path
 from sgc_distiller.pictures import boxed
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Phase, Role, Terms
@@ -33,7 +36,7 @@ __all__ = ["SRGAN"]
 
 _GENERATORS = {"msrresnet": networks.MSRResNet, "srresnet": networks.SRResNet}
 _ROWS = 5  # of a sheet
-_PATCHES = 64  # pictures measured after an epoch for each whole one that is enlarged
+_PATCHES = 64  # pictures asked for after an epoch, for each whole one that is enlarged
 
 
 class SRGAN(GANTask):
@@ -94,8 +97,11 @@ class SRGAN(GANTask):
         self.blocks = blocks
         self.scale = scale
         for option, weight in (("pixel_weight", pixel_weight), ("gan_weight", gan_weight)):
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not 0 <= weight < math.inf:
                 raise UserError(f"srgan: expected {option} to be a number of at least 0, got {weight!r}")
+        if vgg_weights is not None and not isinstance(vgg_weights, str):
+            raise UserError(f"srgan: expected vgg_weights to be the path of a file, got {vgg_weights!r}")
         self.generator = generator
         self.pixel_weight = float(pixel_weight)
         self.gan_weight = float(gan_weight)
@@ -106,7 +112,10 @@ class SRGAN(GANTask):
 
     def _choose_terms(self) -> None:
         """Set phases, terms and learning rate for the kind of loss, and find the perceptual network."""
+        if self.generator == "srresnet":
+            self.betas = (0.9, 0.999)
         if self.loss == "l1":
+            self.epochs = 491
             self.phases = (Phase("generator"),)
             self.generator_weights = {"pix": 1.0}
             self.judges = False
@@ -122,10 +131,13 @@ class SRGAN(GANTask):
             if self.perceptual == "vgg19" or self.vgg_weights:
                 raise
             self.note = (
-                f"The perceptual term is left out, and only the pixel and adversarial terms train: {error}. "
-                f"The pixel term's weight is {self.pixel_weight:g}; -O pixel_weight=1 holds the pictures "
-                "without the perceptual term"
+                f"The perceptual term is left out, and only the pixel and adversarial terms train: {error}"
             )
+            if self.pixel_weight < 1:
+                self.note += (
+                    f". The pixel term's weight is {self.pixel_weight:g}; -O pixel_weight=1 holds the "
+                    "pictures without the perceptual term"
+                )
             return
         self.generator_weights["vgg"] = 1.0
         self._perceptual_network = PerceptualNetwork(path)
@@ -144,10 +156,14 @@ class SRGAN(GANTask):
         return None
 
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
-        """Return a network, the generator with Kaiming's initialisation times 0.1."""
+        """Return a network, the generator with Kaiming's initialisation times 0.1.
+
+        The discriminator has PyTorch's own, or beside ``srresnet`` Kaiming's, as BasicSR v0.0 has it.
+        """
         channels = scaled(self.width, width)
         if role == "discriminator":
-            return networks.VGGDiscriminator(3, channels, self.image_size)
+            judge = networks.VGGDiscriminator(3, channels, self.image_size)
+            return judge.apply(initialise_sr_discriminator_v00) if self.generator == "srresnet" else judge
         network = _GENERATORS[self.generator](3, 3, channels, self.blocks, self.scale)
         return network.apply(initialise_sr_generator)
 
@@ -197,10 +213,13 @@ class SRGAN(GANTask):
     def lr_factor(self, epoch: int, epochs: int) -> float:
         """Return BasicSR's factor, its iterations scaled to this run.
 
-        It halves at 1/8, 1/4, 1/2 and 3/4 of the run; with the loss ``l1`` it is a cosine that falls to
-        5e-4 four times.
+        It halves at 1/8, 1/4, 1/2 and 3/4 of the run, beside ``srresnet`` at 1/10, 1/5, 2/5 and 3/5; with the
+        loss ``l1`` it is a cosine that falls to 5e-4 four times, beside ``srresnet`` it halves at each fifth.
         """
-        share = epoch / epochs
+        share, is_old = epoch / epochs, self.generator == "srresnet"
+        if is_old:
+            steps = (0.2, 0.4, 0.6, 0.8) if self.loss == "l1" else (0.1, 0.2, 0.4, 0.6)
+            return float(0.5 ** bisect.bisect_right(steps, share))
         if self.loss == "l1":
             low = 1e-7 / self.lr
             return low + (1 - low) * (1 + math.cos(math.pi * (4 * share % 1))) / 2
@@ -221,17 +240,20 @@ class SRGAN(GANTask):
     def evaluations(self, data: Samples) -> list[Evaluation]:
         """Return one comparison a test set: PSNR and SSIM of whole pictures, distances of their tiles."""
         assert isinstance(data, SuperResolutionSet)
-        folders = data.folders if data.split == "test" else {"": range(min(8, len(data)))}
-        return [self._evaluation(data, name, list(chosen)) for name, chosen in folders.items()]
+        if data.split == "test":
+            return [self._evaluation(data, name, list(chosen)) for name, chosen in data.folders.items()]
+        return [self._evaluation(data, "", list(range(min(8, len(data)))), _PATCHES)]
 
-    def _evaluation(self, data: SuperResolutionSet, name: str, chosen: list[int]) -> Evaluation:
+    def _evaluation(
+        self, data: SuperResolutionSet, name: str, chosen: list[int], patches: int = 1
+    ) -> Evaluation:
         size = self.image_size
         tiles = torch.cat([_tiles(data.pair(index)[1], size) for index in chosen])
         named = f"{data.name}{f' {name}' if name else ''}, {len(chosen)} pictures in tiles"
         reference = ImageSet(named, tiles, size, 3)
 
         def draw(generator: nn.Module, count: int, seed: int, device: torch.device) -> Iterator[Drawn]:
-            for index in chosen[: max(1, count // _PATCHES)]:
+            for index in chosen[: max(2, count // patches)]:
                 low, high = data.pair(index)
                 made = self.enlarge(generator, low, device)
                 yield Drawn(_tiles(made, size), pairs=[(made, normalise(high))])
@@ -258,7 +280,8 @@ def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
 def _tiles(picture: Tensor, size: int) -> Tensor:
     """Return all tiles (N, C, size, size) of a picture (C, H, W) that do not overlap; N may be 0."""
     rows, columns = picture.shape[1] // size, picture.shape[2] // size
-    cut = picture[:, : rows * size, : columns * size].reshape(-1, rows, size, columns, size)
+    channels = picture.shape[0]
+    cut = picture[:, : rows * size, : columns * size].reshape(channels, rows, size, columns, size)
     return cut.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows * columns, C, size, size)
 
 

@@ -72,6 +72,8 @@ class StarGAN(GANTask):
     ) -> None:
         within("stargan", image_size=(image_size, 16), width=(width, 1), blocks=(blocks, 0))
         within("stargan", n_critic=(n_critic, 1), test_last=(test_last, 0))
+        if layers is not None:
+            within("stargan", layers=(layers, 1))
         if image_size % 4:
             raise UserError(f"stargan: expected image_size to be a multiple of 4, got {image_size}")
         if lr_decay not in ("upstream", "linear"):
