@@ -277,7 +277,5 @@ def test_a_pair_that_lost_a_half_is_named_and_left_out(
 def test_pairs_of_many_shapes_are_refused(tmp_path: Path) -> None:
     for index, width in enumerate((64, 16, 256, 8, 512)):
         _write_pair(tmp_path / "train" / f"{index}.png", width, 32)
-    with pytest.raises(
-        UserError, match=r"got 4 of 5 files of another shape than the middle one: 1\.png"
-    ):
+    with pytest.raises(UserError, match=r"got 4 of 5 files of another shape than the middle one: 1\.png"):
         open_pairs(tmp_path, 32)
