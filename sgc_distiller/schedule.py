@@ -90,11 +90,6 @@ class Schedule:
         if not spec.policies:
             log.warning("%s: the list of policies is empty, so nothing will happen.", self.source)
 
-    @property
-    def sets_learning_rate(self) -> bool:
-        """Whether a policy sets the generator's learning rate."""
-        return any(policy.section == "lr_schedulers" for policy in self.policies)
-
     @classmethod
     def from_dict(cls, schedule: Mapping[str, Any]) -> Schedule:
         """Return the schedule that a dictionary holds; the dictionary is not changed."""

@@ -347,7 +347,6 @@ class Session:
             scheduler=scheduler,
             discriminator_scheduler=self.discriminator_scheduler,
             trains_generator=not options.warm_up,
-            follows_schedule=run.schedule is not None and run.schedule.sets_learning_rate,
             report_every=options.report_every,
             epoch=first_epoch,
         )

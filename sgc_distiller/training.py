@@ -121,7 +121,6 @@ class Trainer:
         discriminator_scheduler: Gets the hooks of the discriminator's updates, its steps; ``None`` for none.
         trains_generator: Whether the generator's phase updates it; without, a step is the discriminator's
             phase alone.
-        follows_schedule: Whether the scheduler sets the generator's learning rate; else the task does.
         observer: Is told of progress.
         report_every: Steps between two reports; values are read from the device only then.
         epoch: The next epoch to run, more than 0 after a resume.
@@ -139,7 +138,6 @@ class Trainer:
     scheduler: Scheduler | None = None
     discriminator_scheduler: Scheduler | None = None
     trains_generator: bool = True
-    follows_schedule: bool = False
     report_every: int = 50
     epoch: int = 0
     meter: TermMeter = field(default_factory=TermMeter)
@@ -225,13 +223,13 @@ class Trainer:
         return report
 
     def _set_learning_rates(self) -> None:
-        """Give the optimisers the learning rates of the task's own schedule for this epoch."""
+        """Give the optimisers the task's own learning rates for this epoch, unless a schedule sets them."""
         factor = self.task.lr_factor(self.epoch, self.epochs)
-        optimizers = [self.discriminator_optimizer]
-        if not self.follows_schedule:
-            optimizers.append(self.generator_optimizer)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
+        for scheduler, optimizer in (
+            (self.scheduler, self.generator_optimizer),
+            (self.discriminator_scheduler, self.discriminator_optimizer),
+        ):
+            for group in [] if _sets_learning_rate(scheduler) else optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def _step(self, raw: Iterator[dict[str, Tensor]], minibatch: int) -> None:
@@ -331,6 +329,12 @@ class Trainer:
         if self.scheduler:
             self.scheduler.on_minibatch_end(*where, optimizer)
         return {**supervision.logged(), **logged, "generator.loss": loss}
+
+
+def _sets_learning_rate(scheduler: Scheduler | None) -> bool:
+    """Return whether a scheduler, ours or Distiller's, has a policy with a learning-rate schedule."""
+    by_epoch: dict[int, list[Any]] = getattr(scheduler, "policies", {})
+    return any(hasattr(policy, "lr_scheduler") for policies in by_epoch.values() for policy in policies)
 
 
 def _masked(scheduler: Scheduler | None, epoch: int) -> contextlib.AbstractContextManager[None]:

@@ -139,3 +139,53 @@ def test_stands_in_the_same_file_and_counts_for_the_epochs():
 def test_mistakes_in_it_are_refused_at_their_place(given: dict[str, Any], message: str):
     with pytest.raises(ScheduleError, match=message):
         Schedule.from_dict(given)
+
+
+class Rates(Silent):
+    """Notes the learning rates of both networks in each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: list[tuple[float, float]] = []
+
+    def on_epoch(self, trainer: Any, report: Any) -> dict[str, float]:
+        both = (trainer.generator_optimizer, trainer.discriminator_optimizer)
+        self.rates.append(tuple(optimizer.param_groups[0]["lr"] for optimizer in both))
+        return super().on_epoch(trainer, report)
+
+
+class Fading(TinyTask):
+    """A task whose own learning rate halves in every epoch."""
+
+    def lr_factor(self, epoch: int, epochs: int) -> float:
+        return 0.5**epoch
+
+
+HALVING = {
+    "lr_schedulers": {"rate": {"class": "StepLR", "step_size": 1, "gamma": 0.1}},
+    "policies": [{"lr_scheduler": {"instance_name": "rate"}, "epochs": [0, 1, 2]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "expected"),
+    [
+        ((), [(0.05, 0.05), (0.025, 0.025), (0.0125, 0.0125)]),
+        (("generator",), [(0.05, 0.05), (0.005, 0.025), (0.0005, 0.0125)]),
+        (("discriminator",), [(0.05, 0.05), (0.025, 0.005), (0.0125, 0.0005)]),
+        (("generator", "discriminator"), [(0.05, 0.05), (0.005, 0.005), (0.0005, 0.0005)]),
+    ],
+)
+def test_a_schedule_that_sets_learning_rates_is_not_overruled_by_the_task(
+    scheduled: Any, expected: Any, device: torch.device
+):
+    supervision, observer = tiny_supervision(Fading(), device), Rates()
+    trainer = tiny_trainer(supervision, observer, epochs=3)
+    if "generator" in scheduled:
+        trainer.scheduler = dict_config(supervision.generator, trainer.generator_optimizer, HALVING)
+    if "discriminator" in scheduled:
+        trainer.discriminator_scheduler = dict_config(
+            supervision.discriminator, trainer.discriminator_optimizer, HALVING
+        )
+    trainer.run()
+    assert observer.rates == [pytest.approx(pair) for pair in expected]
