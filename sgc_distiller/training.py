@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -333,7 +333,9 @@ class Trainer:
 
 def _sets_learning_rate(scheduler: Scheduler | None) -> bool:
     """Return whether a scheduler, ours or Distiller's, has a policy with a learning-rate schedule."""
-    by_epoch: dict[int, list[Any]] = getattr(scheduler, "policies", {})
+    by_epoch = getattr(scheduler, "policies", None)
+    if not isinstance(by_epoch, Mapping):  # one that only has the six hooks
+        return False
     return any(hasattr(policy, "lr_scheduler") for policies in by_epoch.values() for policy in policies)
 
 
