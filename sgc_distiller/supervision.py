@@ -307,8 +307,7 @@ class Supervision:
         fakes = self.generate_dense(batch) if spec.fake == "teacher" else without_graph(outputs)
         kept = self._judged_real(batch)
         if spec.real == "teacher":
-            dense = self.generate_dense(batch)
-            batch = {**batch, **{of: dense[name] for name, of in task.imitates.items()}}
+            batch = task.as_real(batch, self.generate_dense(batch))
         real = task.judge_real(judge, batch) if kept is None else kept
         shown = self._from_pools(fakes, batch)
         terms = self._discriminator_terms(batch, shown, real)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sgc_distiller import losses
+from sgc_distiller.experiment_spec import DiscriminatorSpec
 from sgc_distiller.image_pool import ImagePool
 from sgc_distiller.tasks.base import Terms
 from sgc_distiller.tasks.cyclegan import CycleGAN
@@ -373,3 +374,17 @@ def test_stargan_translates_to_the_labels_of_other_pictures():
     order = [row.tolist() for row in s.batch["labels"]]
     assert sorted(order) == sorted(row.tolist() for row in s.batch["targets"])
     assert s.batch["alpha"].shape == (3, 1, 1, 1)
+
+
+def test_teachers_pictures_shown_as_real_have_the_attributes_that_were_asked_of_them():
+    s = Setting("stargan")
+    for network in (s.supervision.teacher, s.supervision.generator):
+        network.double()
+    s.supervision.spec = DiscriminatorSpec(real="teacher")
+    dense = s.supervision.generate_dense(s.batch)["fake"]
+    _, logged = s.supervision.discriminator_loss(s.batch, s.outputs)
+    logits = s.judge(dense)[1]
+    expected = attribute_loss(logits, s.batch["targets"]).mean()
+    assert logged["discriminator.cla_real"].item() == pytest.approx(expected, rel=1e-9)
+    other = attribute_loss(logits, s.batch["labels"]).mean()
+    assert other != pytest.approx(expected, rel=1e-3)  # else the test could not tell

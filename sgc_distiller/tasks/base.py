@@ -159,6 +159,10 @@ class GANTask(ABC):
         """Return the discriminator's judgement of the generator's pictures."""
         return {"score": discriminator(outputs["fake"])}
 
+    def as_real(self, batch: Batch, outputs: Outputs) -> Batch:
+        """Return a batch in which generated pictures stand in the place of those that they imitate."""
+        return {**batch, **{real: outputs[fake] for fake, real in self.imitates.items()}}
+
     @abstractmethod
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return the generator's loss terms, each of shape (B,)."""

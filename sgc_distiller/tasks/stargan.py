@@ -145,6 +145,10 @@ class StarGAN(GANTask):
         """Return how real the translations look, patch by patch, and the logits of their attributes."""
         return _judge(discriminator, outputs["fake"])
 
+    def as_real(self, batch: Batch, outputs: Outputs) -> Batch:
+        """Return a batch of translations as real pictures, with the labels that were asked of them."""
+        return {**super().as_real(batch, outputs), "labels": batch["targets"]}
+
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return ``gen`` (Wasserstein), ``cla`` (attributes) and ``rec`` (L1 after translating back)."""
         back = generator(outputs["fake"], batch["labels"])
