@@ -185,8 +185,7 @@ class CycleGAN(GANTask):
 
     def open_data(self, source: str | None, split: str, fraction: float = 1.0) -> Samples:
         """Return the pictures of both sets, unpaired."""
-        chosen = None if source == self.built_in else source
-        return open_unpaired(chosen, self.image_size, split, fraction, self.load_size)
+        return open_unpaired(source, self.image_size, split, fraction, self.load_size)
 
     def evaluations(self, data: Samples) -> list[Evaluation]:
         """Return one comparison a direction: translated test pictures with the real ones of the other set."""

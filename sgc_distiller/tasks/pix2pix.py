@@ -130,8 +130,7 @@ class Pix2Pix(GANTask):
 
     def open_data(self, source: str | None, split: str, fraction: float = 1.0) -> Samples:
         """Return aligned pairs, already turned round for ``BtoA``."""
-        chosen = None if source == self.built_in else source
-        return open_pairs(chosen, self.image_size, split, fraction, self.direction, self.load_size)
+        return open_pairs(source, self.image_size, split, fraction, self.direction, self.load_size)
 
     def translate(self, generator: nn.Module, inputs: Tensor, seed: int, first: int) -> Tensor:
         """Return translations one by one, each with the dropout masks of its own number."""

@@ -227,8 +227,7 @@ class SRGAN(GANTask):
 
     def open_data(self, source: str | None, split: str, fraction: float = 1.0) -> Samples:
         """Return pairs of small and large pictures."""
-        chosen = None if source == self.built_in else source
-        return open_superresolution(chosen, self.image_size, self.scale, split, fraction)
+        return open_superresolution(source, self.image_size, self.scale, split, fraction)
 
     def enlarge(self, generator: nn.Module, low: Tensor, device: torch.device) -> Tensor:
         """Return the enlargement (C, H, W) in [-1, 1] of a whole picture (C, h, w) of uint8, on the CPU."""

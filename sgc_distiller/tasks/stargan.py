@@ -114,7 +114,7 @@ class StarGAN(GANTask):
     @classmethod
     def options_for(cls, source: str | None) -> dict[str, Any]:
         """Return the names of a data set's attributes: the baseline's five, else all."""
-        present = attribute_names(None if source == cls.built_in else source)
+        present = attribute_names(source)
         usual = [name for name in cls.usual_options()["attributes"] if name in present]
         return {"attributes": usual if len(usual) == 5 else present}
 
@@ -184,9 +184,8 @@ class StarGAN(GANTask):
 
     def open_data(self, source: str | None, split: str, fraction: float = 1.0) -> Samples:
         """Return pictures with the attributes' labels."""
-        chosen = None if source == self.built_in else source
         return open_attributes(
-            chosen, self.image_size, self.attributes, split, fraction, test_last=self.test_last
+            source, self.image_size, self.attributes, split, fraction, test_last=self.test_last
         )
 
     def translations(self, labels: Tensor) -> Tensor:
