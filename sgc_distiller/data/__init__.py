@@ -26,7 +26,7 @@ from sgc_distiller.data.augment import sample_seeds
 from sgc_distiller.data.decoding import SUFFIXES
 from sgc_distiller.data.images import ImageSet, normalise, open_images
 from sgc_distiller.data.pairs import PairSet, open_pairs
-from sgc_distiller.data.superresolution import SuperResolutionSet, open_superresolution
+from sgc_distiller.data.superresolution import SuperResolutionSet, cut_into_tiles, open_superresolution
 from sgc_distiller.data.unpaired import UnpairedSet, open_unpaired
 from sgc_distiller.errors import UserError
 from sgc_distiller.interrupts import ignore_interrupts, uninterrupted
@@ -44,6 +44,7 @@ __all__ = [
     "attribute_names",
     "attribute_table",
     "batches",
+    "cut_into_tiles",
     "in_order",
     "normalise",
     "open_attributes",

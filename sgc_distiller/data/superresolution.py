@@ -31,7 +31,7 @@ from sgc_distiller.data.photos import PHOTOS, photo_pieces
 from sgc_distiller.data.superresolution_folders import find_split
 from sgc_distiller.errors import UserError
 
-__all__ = ["SuperResolutionSet", "open_superresolution"]
+__all__ = ["SuperResolutionSet", "cut_into_tiles", "open_superresolution"]
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +135,7 @@ class SuperResolutionSet:
         Raises:
             UserError: No picture is large enough, or a file cannot be decoded.
         """
-        cut = []
-        for index in range(len(self)):
-            high = self._high(index)
-            rows, columns = high.shape[1] // size, high.shape[2] // size
-            part = high[:, : rows * size, : columns * size].reshape(3, rows, size, columns, size)
-            cut.append(part.permute(1, 3, 0, 2, 4).flatten(0, 1))  # (rows * columns, 3, size, size)
-        pixels = torch.cat(cut)
+        pixels = torch.cat([cut_into_tiles(self._high(index), size) for index in range(len(self))])
         if not len(pixels):
             raise UserError(
                 f"Expected pictures of at least {size} pixels in {self.name}, got only smaller ones."
@@ -170,6 +164,13 @@ class SuperResolutionSet:
             low = reduced(high, self.scale, (top, left, side))
         large = (slice(item * self.scale, (item + side) * self.scale) for item in (top, left))
         return _turned(low.numpy(), flips), _turned(high[(slice(None), *large)].numpy(), flips)
+
+
+def cut_into_tiles(picture: Tensor, size: int) -> Tensor:
+    """Return all squares (N, C, size, size) of a picture (C, H, W) that do not overlap; N may be 0."""
+    channels, rows, columns = picture.shape[0], picture.shape[1] // size, picture.shape[2] // size
+    cut = picture[:, : rows * size, : columns * size].reshape(channels, rows, size, columns, size)
+    return cut.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows * columns, C, size, size)
 
 
 def open_superresolution(

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgc_distiller import losses
-from sgc_distiller.data import ImageSet, Samples, SuperResolutionSet, normalise, open_superresolution
+from sgc_distiller.data import (
+    ImageSet,
+    Samples,
+    SuperResolutionSet,
+    cut_into_tiles,
+    normalise,
+    open_superresolution,
+)
 from sgc_distiller.errors import UserError
 from sgc_distiller.module_state import bare, drawing
 from sgc_distiller.networks import srgan as networks
@@ -247,7 +254,7 @@ class SRGAN(GANTask):
         self, data: SuperResolutionSet, name: str, chosen: list[int], patches: int = 1
     ) -> Evaluation:
         size = self.image_size
-        tiles = torch.cat([_tiles(data.pair(index)[1], size) for index in chosen])
+        tiles = torch.cat([cut_into_tiles(data.pair(index)[1], size) for index in chosen])
         named = f"{data.name}{f' {name}' if name else ''}, {len(chosen)} pictures in tiles"
         reference = ImageSet(named, tiles, size, 3)
 
@@ -255,7 +262,7 @@ class SRGAN(GANTask):
             for index in chosen[: max(2, count // patches)]:
                 low, high = data.pair(index)
                 made = self.enlarge(generator, low, device)
-                yield Drawn(_tiles(made, size), pairs=[(made, normalise(high))])
+                yield Drawn(cut_into_tiles(made, size), pairs=[(made, normalise(high))])
 
         return Evaluation(reference, draw, f"x{self.scale}, tiles of {size}", name, border=self.scale)
 
@@ -274,14 +281,6 @@ class SRGAN(GANTask):
 def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
     score, features = bare(discriminator).judge(pictures)
     return {"score": score, "features": features}
-
-
-def _tiles(picture: Tensor, size: int) -> Tensor:
-    """Return all tiles (N, C, size, size) of a picture (C, H, W) that do not overlap; N may be 0."""
-    rows, columns = picture.shape[1] // size, picture.shape[2] // size
-    channels = picture.shape[0]
-    cut = picture[:, : rows * size, : columns * size].reshape(channels, rows, size, columns, size)
-    return cut.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows * columns, C, size, size)
 
 
 def _middle(data: SuperResolutionSet, index: int) -> tuple[Tensor, Tensor]:
