@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "bare",
     "drawing",
     "frozen_statistics",
     "same_randomness",
@@ -64,11 +63,6 @@ def same_randomness(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def bare(network: nn.Module) -> Any:
-    """Return the network inside of ``DataParallel``, whose own methods can then be called."""
-    return getattr(network, "module", network)
-
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Move a tensor without making the host wait for the device."""
     if device.type == "cuda":
@@ -113,8 +107,11 @@ def without_graph(values: Any) -> Any:
     return values
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``."""
+def unwrapped(network: nn.Module) -> Any:
+    """Return the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``.
+
+    It is a module with methods of its own, which the wrappers do not pass on.
+    """
     while True:
         inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
         if not isinstance(inner, nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sgc_distiller.data import ImageSet, Samples, open_images
 from sgc_distiller.errors import UserError
+from sgc_distiller.module_state import unwrapped
 from sgc_distiller.names import prunable_names
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet
 
@@ -24,6 +25,7 @@ __all__ = [
     "Phase",
     "Role",
     "Terms",
+    "judged",
 ]
 
 Role = Literal["generator", "discriminator"]
@@ -278,3 +280,9 @@ class GANTask(ABC):
                     "expected one value a sample, (B,), whose mean is the loss"
                 )
         return torch.stack([weights[name] * value.mean() for name, value in terms.items()]).sum()
+
+
+def judged(discriminator: nn.Module, pictures: Tensor) -> Judgement:
+    """Return the ``score`` and ``features`` of a discriminator that has ``judge``, as ours have."""
+    score, features = unwrapped(discriminator).judge(pictures)
+    return {"score": score, "features": features}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.data import Samples, UnpairedSet, open_unpaired
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import bare, drawing
+from sgc_distiller.module_state import drawing, unwrapped
 from sgc_distiller.networks import resnet
 from sgc_distiller.networks.initialisation import initialise_normal
 from sgc_distiller.networks.patch import PatchDiscriminator
@@ -137,7 +137,7 @@ class CycleGAN(GANTask):
                 "cyclegan: one generator can be measured only; training and pruning need both directions, in "
                 "one folder as latest_net_G_A.pth and latest_net_G_B.pth"
             )
-        both = bare(generator)
+        both = unwrapped(generator)
         return {"fake_B": both["G_A"](batch["A"]), "fake_A": both["G_B"](batch["B"])}
 
     def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
@@ -150,7 +150,7 @@ class CycleGAN(GANTask):
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return least-squares (``gen``), cycle (``cyc``) and identity (``idt``) terms of both directions."""
-        both = bare(generator)
+        both = unwrapped(generator)
         return {
             "gen_A": losses.least_squares(fake["A"], 1.0),
             "gen_B": losses.least_squares(fake["B"], 1.0),
@@ -178,7 +178,7 @@ class CycleGAN(GANTask):
         """Return the names of the last convolution's weight of each generator."""
         weights = {
             path: [name for name, item in network.named_parameters() if item.dim() == 4]
-            for path, network in bare(generator).items()
+            for path, network in unwrapped(generator).items()
         }
         prefix = "module." if hasattr(generator, "module") else ""
         return [f"{prefix}{path}.{found[-1]}" for path, found in weights.items()]
@@ -201,7 +201,7 @@ class CycleGAN(GANTask):
             for first in range(0, end, _INPUTS):
                 batch = loaded(inputs, range(first, min(first + _INPUTS, end)), device)
                 with drawing(generator):
-                    yield Drawn(bare(generator)[name](batch["real"]))
+                    yield Drawn(unwrapped(generator)[name](batch["real"]))
 
         return Evaluation(data.side(to), draw, f"{of} to {to}, each picture once", title=f"{of} to {to}")
 
@@ -218,7 +218,7 @@ class CycleGAN(GANTask):
 
 def _judge(discriminator: nn.Module, of_b: Tensor, of_a: Tensor) -> Judgement:
     """Return the scores under ``A`` (what ``D_A`` says of B) and ``B``, and the activations of both."""
-    both = bare(discriminator)
+    both = unwrapped(discriminator)
     score_a, features_a = both["D_A"].judge(of_b)
     score_b, features_b = both["D_B"].judge(of_a)
     return {"A": score_a, "B": score_b, "features": [*features_a, *features_b]}

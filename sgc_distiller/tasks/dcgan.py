@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import losses
-from sgc_distiller.module_state import bare, drawing, to_device
+from sgc_distiller.module_state import drawing, to_device
 from sgc_distiller.networks.dcgan import Discriminator, Generator, initialise, stages
 from sgc_distiller.seeding import generator_for
-from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms
+from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms, judged
 from sgc_distiller.tasks.options import within
 
 __all__ = ["DCGAN"]
@@ -83,11 +83,11 @@ class DCGAN(GANTask):
 
     def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
         """Return the probability that each real picture is real, and the hidden activations."""
-        return _judge(discriminator, batch["real"])
+        return judged(discriminator, batch["real"])
 
     def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
         """Return the probability that each generated picture is real, and the hidden activations."""
-        return _judge(discriminator, outputs["fake"])
+        return judged(discriminator, outputs["fake"])
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return ``gen``, the cross-entropy of D(G(z)) against "real"."""
@@ -120,8 +120,3 @@ class DCGAN(GANTask):
     def protocol(self, batch_size: int | None = None) -> str:
         """Return ``train mode, batch N``."""
         return f"train mode, batch {batch_size or self.batch_size}"
-
-
-def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
-    score, features = bare(discriminator).judge(pictures)
-    return {"score": score, "features": features}

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.data import PairSet, Samples, open_pairs
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import bare, drawing, same_randomness
+from sgc_distiller.module_state import drawing, same_randomness
 from sgc_distiller.networks import unet
 from sgc_distiller.networks.initialisation import initialise_normal
 from sgc_distiller.networks.patch import PatchDiscriminator
 from sgc_distiller.seeding import seed_for
-from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms
+from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Role, Terms, judged
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet, loaded
 from sgc_distiller.tasks.options import linear_decay, scaled, within
 
@@ -104,11 +104,11 @@ class Pix2Pix(GANTask):
 
     def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
         """Return the logits of the patches of true pairs, and the hidden activations."""
-        return _judge(discriminator, batch["A"], batch["B"])
+        return judged(discriminator, torch.cat([batch["A"], batch["B"]], 1))
 
     def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
         """Return the logits of the patches of inputs with their translations, and the hidden activations."""
-        return _judge(discriminator, batch["A"], outputs["fake"])
+        return judged(discriminator, torch.cat([batch["A"], outputs["fake"]], 1))
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return ``gen``, the cross-entropy against "real", and ``l1``, the distance to the truth."""
@@ -158,8 +158,3 @@ class Pix2Pix(GANTask):
         made = self.translate(generator, batch["A"], seed, 0)
         given = torch.stack([batch["A"], batch["B"]], 1)
         return Sheet(made.unsqueeze(1), given, ("input", "truth", "translation"))
-
-
-def _judge(discriminator: nn.Module, inputs: Tensor, pictures: Tensor) -> Judgement:
-    score, features = bare(discriminator).judge(torch.cat([inputs, pictures], 1))
-    return {"score": score, "features": features}

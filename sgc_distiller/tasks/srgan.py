@@ -27,7 +27,7 @@ from sgc_distiller.data import (
     open_superresolution,
 )
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import bare, drawing
+from sgc_distiller.module_state import drawing
 from sgc_distiller.networks import srgan as networks
 from sgc_distiller.networks.initialisation import (
     initialise_sr_discriminator_v00,
@@ -35,7 +35,7 @@ from sgc_distiller.networks.initialisation import (
 )
 from sgc_distiller.networks.vgg import PerceptualNetwork, vgg19_path
 from sgc_distiller.pictures import boxed
-from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Phase, Role, Terms
+from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Phase, Role, Terms, judged
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet
 from sgc_distiller.tasks.options import scaled, within
 
@@ -195,11 +195,11 @@ class SRGAN(GANTask):
 
     def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
         """Return the logits of the large pictures, and the hidden activations."""
-        return _judge(discriminator, batch["high"])
+        return judged(discriminator, batch["high"])
 
     def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
         """Return the logits of the enlarged pictures, and the hidden activations."""
-        return _judge(discriminator, outputs["fake"])
+        return judged(discriminator, outputs["fake"])
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return ``pix`` (L1), and with a discriminator ``gen`` and, where there is a VGG19, ``vgg``."""
@@ -276,11 +276,6 @@ class SRGAN(GANTask):
             given.append(torch.stack([boxed(plain), boxed(normalise(high))]))
             made.append(boxed(self.enlarge(generator, low, device))[None])
         return Sheet(torch.stack(made), torch.stack(given), ("bicubic", "truth", "enlarged"))
-
-
-def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
-    score, features = bare(discriminator).judge(pictures)
-    return {"score": score, "features": features}
 
 
 def _middle(data: SuperResolutionSet, index: int) -> tuple[Tensor, Tensor]:

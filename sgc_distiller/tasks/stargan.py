@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.data import AttributeSet, Samples, attribute_names, open_attributes
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import bare, drawing, to_device
+from sgc_distiller.module_state import drawing, to_device, unwrapped
 from sgc_distiller.networks import stargan as networks
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Phase, Role, Terms
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet, loaded
@@ -167,7 +167,7 @@ class StarGAN(GANTask):
     def own_terms(self, discriminator: nn.Module, batch: Batch, outputs: Outputs, real: Judgement) -> Terms:
         """Return ``cla_real`` (attributes of the real pictures) and ``gp`` (of the real/fake score only)."""
         penalty = losses.gradient_penalty(
-            lambda pictures: bare(discriminator).judge(pictures)[0],
+            lambda pictures: unwrapped(discriminator).judge(pictures)[0],
             batch["real"],
             outputs["fake"],
             batch["alpha"],
@@ -232,5 +232,5 @@ class StarGAN(GANTask):
 
 
 def _judge(discriminator: nn.Module, pictures: Tensor) -> Judgement:
-    score, logits, features = bare(discriminator).judge(pictures)
+    score, logits, features = unwrapped(discriminator).judge(pictures)
     return {"score": score, "logits": logits, "features": features}
