@@ -68,7 +68,7 @@ def write_summary(
         path: The HTML file to write.
         title: The page's heading.
         rows: Result records (see `sgc_distiller.runs`), each with ``label`` and, if there are any,
-            ``picture`` (a PNG file of the same noise in every row) and ``report`` (the run's page, linked
+            ``picture`` (a PNG file of the same noise or inputs in every row) and ``report`` (the run's page, linked
             relative to ``path``). A row is compared to the one whose ``method`` is ``dense`` and seed is
             its own, or to the first dense row.
         notes: Sentences that a reader must know to read the table rightly.
@@ -103,7 +103,7 @@ def _report(run: RunFolder) -> dict[str, Any]:
         "scores": _scores(dense, sparse),
         "facts": _facts(run, config, result, records),
         **_pictures(run),
-        "pictures_text": _about_panels(result.get("columns")),
+        "pictures_text": _about_panels(result.get("columns"), sparse is not None),
         **_strips(run),
         "charts": run_charts(records, dense),
         **_layers(layers),
@@ -206,25 +206,29 @@ def _plural(number: int, thing: str) -> str:
     return f"{count(number)} {thing}{'' if number == 1 else 's'}"
 
 
-def _about_panels(titles: Sequence[str] | None) -> str:
+def _about_panels(titles: Sequence[str] | None, are_compared: bool) -> str:
     """Return how to read the panels of pictures, whose columns have these titles."""
+    same = "Pictures at the same place of two panels come from the same noise." if are_compared else ""
     if not titles:
-        return "Pictures at the same place of two panels come from the same noise."
-    return (
-        f"From left to right: {', '.join(titles)}. Rows are the same inputs in each panel; the residuals "
-        "show what the generators made."
-    )
+        return same
+    rows = " Rows are the same inputs in each panel; the residuals show what the generators made."
+    return f"From left to right: {', '.join(titles)}.{rows if are_compared else ''}"
 
 
 def _pictures(run: RunFolder) -> dict[str, Any]:
-    found, wide = [], False
+    """Return the panels, all at one scale: ``share`` is a panel's width in percent of the widest one's."""
+    found, sizes = [], []
     for name, (title, text) in _PICTURES.items():
         file = run.samples / f"{name}.png"
         if file.is_file():
             found.append({"title": title, "text": text, "data": _embedded(file)})
             with Image.open(file) as panel:
-                wide = wide or panel.width > 1.3 * panel.height
-    return {"pictures": found, "panels_in_a_row": min(len(found), 2 if wide else 4)}
+                sizes.append(panel.size)
+    widest = max((width for width, _ in sizes), default=1)
+    for panel_data, (width, _) in zip(found, sizes, strict=True):
+        panel_data["share"] = f"{100 * width / widest:.1f}"
+    needs_room = any(width > 1.3 * height or width < widest for width, height in sizes)
+    return {"pictures": found, "panels_in_a_row": min(len(found), 2 if needs_room else 4)}
 
 
 def _strips(run: RunFolder) -> dict[str, Any]:

@@ -351,3 +351,22 @@ def test_a_chart_survives_gaps_and_long_lines():
     svg = line_chart([Line("long", range(5000), values), Line("none", [0, 1], [None, None], "ink")], "step")
     assert "nan" not in svg.lower()
     assert len(svg) < 40_000
+
+
+def test_panels_with_inputs_beside_them_are_drawn_at_the_scale_of_the_others(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    pictures = digits(6)
+    given = pictures[:3].unsqueeze(1)
+    save_comparison(pictures, -pictures, run.samples, columns=2, given=given)
+    run.log({"kind": "result", "method": "dense", "metrics": []})
+    run.log({"kind": "result", "method": "m", "metrics": [], "columns": ["input", "a", "b"]})
+    run.close()
+    source = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    shares = [float(share) for share in re.findall(r'style="width: ([0-9.]+)%"', source)]
+    widths = []
+    for name in ("dense", "sparse", "residual", "residual_x10"):
+        with Image.open(run.samples / f"{name}.png") as panel:
+            widths.append(panel.width)
+    assert shares == pytest.approx([100 * width / max(widths) for width in widths], abs=0.06)
+    assert shares[0] == shares[1] == 100 > shares[2] == shares[3]
+    assert "From left to right: input, a, b. Rows are the same inputs in each panel" in source
