@@ -37,11 +37,7 @@ def train(options: Options, console: Console | None = None) -> Record:
     run = Run(options, console)
     generator, discriminator = run.build("generator"), run.build("discriminator")
     if options.weights_from:
-        content = checkpoints.load_checkpoint(options.weights_from, run.device)
-        is_alone = "discriminator_state_dict" not in content and not options.discriminator_from
-        if is_alone:
-            run.console.note(f"{options.weights_from} holds no discriminator: it starts untrained")
-        _load_start(run, generator, None if is_alone else discriminator, options.weights_from)
+        _load_start(run, generator, discriminator, options.weights_from, needs_judge=False)
     supervision = Supervision(run.task, generator, discriminator)
     return Session(run, supervision).execute()
 
@@ -223,8 +219,10 @@ def _build_student(run: Run, teacher: nn.Module) -> nn.Module:
     return student
 
 
-def _load_start(run: Run, generator: nn.Module, discriminator: nn.Module | None, source: str) -> None:
-    """Load a dense generator and, unless ``None``, its discriminator."""
+def _load_start(
+    run: Run, generator: nn.Module, discriminator: nn.Module | None, source: str, needs_judge: bool = True
+) -> None:
+    """Load a dense generator and, unless ``None``, its discriminator, which may be missing if not needed."""
     content = checkpoints.load_checkpoint(source, run.device)
     checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
     if discriminator is None:
@@ -235,6 +233,9 @@ def _load_start(run: Run, generator: nn.Module, discriminator: nn.Module | None,
         state = content.get("discriminator_state_dict", content["state_dict"])
     elif "discriminator_state_dict" in content:
         state = content["discriminator_state_dict"]
+    elif not needs_judge:
+        run.console.note(f"{source} holds no discriminator: it starts untrained")
+        return
     else:
         raise UserError(
             f"{source}: holds a generator but no discriminator, which supervises the pruning; add "

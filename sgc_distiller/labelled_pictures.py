@@ -24,6 +24,7 @@ from sgc_distiller.data import (
     open_unpaired,
 )
 from sgc_distiller.data.attribute_file import attribute_names
+from sgc_distiller.data.idx import find_idx_folder
 
 __all__ = ["LabelledSet", "holds_digits", "labelled_images", "open_labelled"]
 
@@ -90,11 +91,7 @@ def open_labelled(source: str | Path | None, image_size: int, split: str = "trai
 
 def holds_digits(source: str | Path | None) -> bool:
     """Return whether a source is the built-in digits or a folder with files in MNIST's format."""
-    if source is None or source == "digits":
-        return True
-    folder = Path(source).expanduser()
-    places = (folder, folder / "raw", folder / "MNIST" / "raw")
-    return any(any(place.glob("*-images-idx3-ubyte*")) for place in places if place.is_dir())
+    return source is None or source == "digits" or find_idx_folder(Path(source).expanduser()) is not None
 
 
 def _open_built_in(name: str, image_size: int, split: str) -> LabelledSet:

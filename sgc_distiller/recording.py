@@ -134,7 +134,7 @@ class Recorder:
             self._score(record)
             first = results[0]
             return {"max" if first.higher_is_better else "min": first.value}
-        return {"min": report.means.get("generator.loss", report.means.get("discriminator.loss", 0.0))}
+        return {"min": report.means["generator.loss"]} if trainer.trains_generator else {}
 
     def on_epoch_closed(self, trainer: Trainer, report: StepReport) -> None:
         """Write the checkpoint, and the best one if this epoch is the best so far.

@@ -68,9 +68,9 @@ def write_summary(
         path: The HTML file to write.
         title: The page's heading.
         rows: Result records (see `sgc_distiller.runs`), each with ``label`` and, if there are any,
-            ``picture`` (a PNG file of the same noise or inputs in every row) and ``report`` (the run's page, linked
-            relative to ``path``). A row is compared to the one whose ``method`` is ``dense`` and seed is
-            its own, or to the first dense row.
+            ``picture`` (a PNG file of the same noise or inputs in every row) and ``report`` (the run's page,
+            linked relative to ``path``). A row is compared to the one whose ``method`` is ``dense`` and
+            whose seed is its own, or to the first dense row.
         notes: Sentences that a reader must know to read the table rightly.
     """
     path = Path(path)

@@ -15,9 +15,10 @@ from torch import nn
 
 from sgc_distiller.data import batches
 from sgc_distiller.errors import UserError
-from sgc_distiller.experiment import evaluate, train, warm_up
+from sgc_distiller.experiment import compress, evaluate, train, warm_up
 from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
 from sgc_distiller.names import prunable_names
+from sgc_distiller.recording import Console
 from sgc_distiller.resources import shipped_schedules
 from sgc_distiller.schedule import read_schedule
 from sgc_distiller.settings import resolve
@@ -392,3 +393,26 @@ def test_basicsr_v00_trains_as_it_did():
     judge = task.build("discriminator")
     weight = judge.conv4_1.weight
     assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.05)
+
+
+def test_training_goes_on_from_a_generator_that_comes_without_its_discriminator(tmp_path: Path):
+    task = build_task("pix2pix", SMALL["pix2pix"])
+    torch.save(task.build("generator").state_dict(), tmp_path / "latest_net_G.pth")
+    notes: list[str] = []
+
+    class Heard(Console):
+        def note(self, text: str, once: bool = False) -> None:
+            notes.append(text)
+
+    given = options("pix2pix", tmp_path / "run", weights_from=str(tmp_path / "latest_net_G.pth"))
+    train(given, Heard())
+    assert f"{tmp_path / 'latest_net_G.pth'} holds no discriminator: it starts untrained" in notes
+    with pytest.raises(UserError, match=r"holds a generator but no discriminator, .* warm-up-discriminator"):
+        compress(
+            options(
+                "pix2pix",
+                tmp_path / "sparse",
+                weights_from=str(tmp_path / "latest_net_G.pth"),
+                schedule=str(shipped_schedules() / "pix2pix" / "paper_50.yaml"),
+            )
+        )
