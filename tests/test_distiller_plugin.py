@@ -132,7 +132,7 @@ class TestRegister:
         ("other", "given"),
         [
             (types.ModuleType("distiller"), r"got <module 'distiller'>, which has no config, file_config"),
-            (sgc_distiller, r"got the module at \S+__init__.py, which has no config"),
+            (sgc_distiller, r"got the module at .+__init__.py, which has no config"),
             (None, "got None, which has no config"),
             (folder_of_the_name(), r"got the module at /clones/distiller, which .*run from somewhere else"),
         ],
