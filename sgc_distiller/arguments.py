@@ -280,6 +280,7 @@ def _add_metrics(parser: Parser) -> None:
     add("--extractor-weights", metavar="FILE", help="the extractor's weights")
     add("--epoch-images", type=int, metavar="N", help="pictures measured after an epoch (512)")
     add("--test-images", type=int, metavar="N", help="pictures measured at the end (5000)")
+    add("--judged-on", choices=("test", "train"), help="measure the result against these (default: test)")
 
 
 def _add_surroundings(parser: Parser) -> None:

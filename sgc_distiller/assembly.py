@@ -158,7 +158,8 @@ class Run:
         """
         rows = [row for row in sparsity_table(generator) if row["name"] in set(prunable_names(generator))]
         dense = sum(row["dense"] for row in rows)
-        metrics = self.measure("test", generator, self.options.images_for_result)
+        split: Literal["train", "test"] = "train" if self.options.judged_on == "train" else "test"
+        metrics = self.measure(split, generator, self.options.images_for_result)
         return {
             "kind": "result",
             "task": self.task.name,

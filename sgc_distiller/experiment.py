@@ -13,10 +13,12 @@ from torch import nn
 from sgc_distiller import checkpoints, yaml_source
 from sgc_distiller.assembly import Run, resumable
 from sgc_distiller.errors import UserError
+from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder
+from sgc_distiller.schedule import Schedule
 from sgc_distiller.schedule_plan import decided_late
 from sgc_distiller.session import Session
 from sgc_distiller.settings import Options, resolve
@@ -30,11 +32,15 @@ Record = dict[str, Any]
 def train(options: Options, console: Console | None = None) -> Record:
     """Train a dense GAN and return its result record; checkpoint and report are in the run folder.
 
+    A schedule may say how long and at which learning rate, such as ``table1/a_none``, and nothing else.
+
     Raises:
         UserError: If the options ask for what only compressing does, or cannot be used.
     """
-    _refuse_compression(options)
+    _refuse_compression(options, may_have_schedule=True)
     run = Run(options, console)
+    if run.schedule is not None:
+        _refuse_what_needs_a_dense_gan(run.schedule)
     generator, discriminator = run.build("generator"), run.build("discriminator")
     if options.weights_from:
         _load_start(run, generator, discriminator, options.weights_from, needs_judge=False)
@@ -184,9 +190,20 @@ def _beside_schedule(run: Run, student: nn.Module, resolved: Record, rates: list
     return settings
 
 
-def _refuse_compression(options: Options) -> None:
+def _refuse_what_needs_a_dense_gan(schedule: Schedule) -> None:
+    gan = schedule.gan or GanSpec()
+    from_scratch = gan.student.init == gan.discriminator.init == "random" and gan.student.width == 1.0
+    if schedule.policies or not from_scratch:
+        raise UserError(
+            f"{schedule.source}: expected a schedule without policies, in which student and discriminator "
+            "begin with 'init: random', since a dense GAN is trained here; to prune a trained one, `sgc "
+            "compress` it with --exp-load-weights-from"
+        )
+
+
+def _refuse_compression(options: Options, may_have_schedule: bool = False) -> None:
     for name, flag in (
-        (options.schedule, "--compress"),
+        (options.schedule and not may_have_schedule, "--compress"),
         (options.prune_only, "--prune-only"),
         (options.distill_weight is not None, "--kd-distill-wt"),
     ):

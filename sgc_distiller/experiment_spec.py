@@ -78,6 +78,8 @@ class GanSpec:
         student: The generator that is compressed.
         discriminator: The discriminator that supervises.
         steps_per_epoch: Generator updates in one epoch of the schedule.
+        dense_steps: Generator updates of the dense training that ``steps_per_epoch`` is meant for. Studies
+            that train a smaller dense GAN shorten the epochs by the same factor.
         epochs: How many epochs the schedule has; by default as many as its policies need.
         output_layer: Whether patterns match the weights of the generator's output layers: ``pruned`` as in
             the paper, or ``dense``. A weight that is named in full is pruned either way.
@@ -94,6 +96,7 @@ class GanSpec:
     student: StudentSpec = field(default_factory=StudentSpec)
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
     steps_per_epoch: int = 200
+    dense_steps: int | None = None
     epochs: int | None = None
     output_layer: str = "pruned"
     lr: float | None = None
@@ -103,8 +106,9 @@ class GanSpec:
         """Refuse values that mean nothing."""
         checks.one_of(self.objective, ("task", "none"), "objective")
         checks.integer(self.steps_per_epoch, "steps_per_epoch", low=1)
-        if self.epochs is not None:
-            checks.integer(self.epochs, "epochs", low=1)
+        for name in ("epochs", "dense_steps"):
+            if getattr(self, name) is not None:
+                checks.integer(getattr(self, name), name, low=1)
         checks.one_of(self.output_layer, ("pruned", "dense"), "output_layer")
         checks.one_of(self.filter_axis, ("module", "stored"), "filter_axis")
         if self.lr is not None:

@@ -15,7 +15,12 @@ from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingP
 from sgc_distiller.supervision import EPSILON, StepContext, Supervision
 from sgc_distiller.tasks.base import Terms
 
-__all__ = ["LOSS_POLICIES", "OutputDistillationPolicy", "SelfSupervisedPolicy"]
+__all__ = [
+    "LOSS_POLICIES",
+    "IntermediateDistillationPolicy",
+    "OutputDistillationPolicy",
+    "SelfSupervisedPolicy",
+]
 
 Mode = Literal["replace", "add"]
 
@@ -253,6 +258,61 @@ class OutputDistillationPolicy(_LossPolicy):
         return PolicyLoss(overall, [LossComponent(f"{self.name}.{self.kind}", distance.detach())])
 
 
+class IntermediateDistillationPolicy(_LossPolicy):
+    """Pull every section of the pruned generator to what the dense generator's section makes of its input.
+
+    Learned intermediate representation training (LIT, Koratana et al. 2019): with h_k the dense
+    generator's activations, the loss is the sum over sections k of ``MSE(section_k^C(h_{k-1}), h_k)``. Each
+    section learns by itself, from the dense generator's activations; no discriminator takes part. The
+    sections are the task's (`GANTask.sections`), for StarGAN the way in, each residual block and the way out.
+
+    Args:
+        model: The generator; its `Supervision` must exist, with a dense generator of the same width.
+        name: The instance's name in the schedule.
+        weight: Weight of the sum, >= 0.
+        mode: ``add`` keeps the loss so far, ``replace`` drops it.
+
+    Raises:
+        UserError: If an argument is out of range, there is no supervision or teacher, the task offers no
+            sections, or the generators' sections do not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str = "intermediate_distillation",
+        weight: float = 1.0,
+        mode: Mode = "add",
+    ) -> None:
+        super().__init__(model, name, mode)
+        self.weight = checks.number(weight, "weight", low=0.0)
+        own = self.supervision
+        self._sections = own.task.sections(own.generator)
+        shapes = [
+            [tuple(item.shape) for chain in chains for module in chain for item in module.parameters()]
+            for chains in (self._sections, own.task.sections(own.require_teacher()))
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                "IntermediateDistillationPolicy compares activations of the same shape; expected a student "
+                "as wide as the dense generator (gan.student.width: 1.0)"
+            )
+
+    def _loss(self, context: StepContext, loss: Tensor) -> PolicyLoss:
+        distances = []
+        with self.supervision.randomness(context.batch, "sections"):
+            for chain, (given, wanted) in zip(self._sections, context.teacher_activations, strict=True):
+                made = given.clone()  # a module may work in place
+                for module in chain:
+                    made = module(made)
+                distances.append((made - wanted).square().mean())
+        total = torch.stack(distances).sum()
+        overall = self.weight * total
+        if self.mode == "add":
+            overall = loss + overall
+        return PolicyLoss(overall, [LossComponent(f"{self.name}.mse", total.detach())])
+
+
 def _checked_weights(given: Mapping[str, float] | None, own: dict[str, float]) -> dict[str, float]:
     """Return the task's weights with the given ones in their places."""
     weights = dict(own)
@@ -265,5 +325,6 @@ def _checked_weights(given: Mapping[str, float] | None, own: dict[str, float]) -
 LOSS_POLICIES: dict[str, type] = {
     "SelfSupervisedPolicy": SelfSupervisedPolicy,
     "OutputDistillationPolicy": OutputDistillationPolicy,
+    "IntermediateDistillationPolicy": IntermediateDistillationPolicy,
 }
 """Classes that a schedule may name under ``extensions:``."""

@@ -83,6 +83,8 @@ class _Tally:
         self.inputs = 0
         self.distance = 0.0
         self.right: Tensor | None = None
+        self.pictures = 0
+        self.sums: dict[str, float] = {}
 
     def listen(self, drawn: Iterator[Drawn]) -> Iterator[Tensor]:
         """Yield the pictures of what is drawn."""
@@ -92,6 +94,9 @@ class _Tally:
                 self.pairs += 1
             if item.translations is not None:
                 self._add_translations(item.translations, item.wanted)
+            self.pictures += len(item.pictures)
+            for name, values in item.values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
             yield item.pictures
 
     def _add_translations(self, made: Tensor, wanted: Tensor | None) -> None:
@@ -115,6 +120,10 @@ class _Tally:
                 MetricResult(f"distance of translations[L1; {about}]", distance, higher_is_better=True)
             )
             results += self._accuracies(about)
+        about = f"{self.evaluation.reference.name}; {self.pictures} images"
+        results += [
+            MetricResult(f"{name}[{about}]", total / self.pictures) for name, total in self.sums.items()
+        ]
         return results
 
     def _accuracies(self, about: str) -> list[MetricResult]:

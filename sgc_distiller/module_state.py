@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "captured",
     "drawing",
     "frozen_statistics",
     "same_randomness",
@@ -46,6 +47,36 @@ def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
     finally:
         for buffers, own in taken:
             buffers.update(own)
+
+
+@contextlib.contextmanager
+def captured(chains: Sequence[Sequence[nn.Module]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Note what goes into and comes out of chains of modules in a forward pass inside the block.
+
+    Yields:
+        A list that holds, after the pass, input and output of each chain, copied and without graph. Of a
+        chain that is passed more than once, the first time counts.
+    """
+    inputs: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    handles = []
+    for index, chain in enumerate(chains):
+
+        def enter(module: nn.Module, given: tuple[Any, ...], index: int = index) -> None:
+            inputs.setdefault(index, given[0].detach().clone())  # a module may work in place
+
+        def leave(module: nn.Module, given: Any, made: Tensor, index: int = index) -> None:
+            outputs.setdefault(index, made.detach().clone())
+
+        handles.append(chain[0].register_forward_pre_hook(enter))
+        handles.append(chain[-1].register_forward_hook(leave))
+    found: list[tuple[Tensor, Tensor]] = []
+    try:
+        yield found
+        found += [(inputs[index], outputs[index]) for index in range(len(chains))]
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

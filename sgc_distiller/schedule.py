@@ -87,7 +87,7 @@ class Schedule:
             log.warning("%s: %s", self.source, ZEROS_STAY)
         for name in spec.unused:
             log.warning("%s: %s is declared, but no policy uses it.", self.source, name)
-        if not spec.policies:
+        if not spec.policies and self.gan is None:
             log.warning("%s: the list of policies is empty, so nothing will happen.", self.source)
 
     @classmethod

@@ -50,7 +50,8 @@ class Session:
         self.supervision = supervision
         self.teacher_hash = teacher_hash
         options = run.options
-        self.method = options.method or (Path(options.schedule).stem if options.schedule else "dense")
+        prunes = options.schedule and supervision.teacher is not None
+        self.method = options.method or (Path(str(options.schedule)).stem if prunes else "dense")
         self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
         self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
         self.plain_schedules: dict[str, Record] = {}
@@ -85,7 +86,7 @@ class Session:
         finished = self._finished(first_epoch) if options.continues else None
         if finished is not None:
             return finished
-        run.measurement("test")  # what it lacks shows now and not after the training
+        run.measurement("train" if options.judged_on == "train" else "test")  # what it lacks shows now
         self.folder = RunFolder(options.folder)
         self._announce()
         try:

@@ -65,6 +65,8 @@ class Options:
         extractor_weights: Path of the extractor's weights.
         epoch_images: Pictures drawn for the metric after each epoch, at least 2; 0 for none.
         test_images: Pictures drawn for the result, at least 2.
+        judged_on: Which pictures the result is measured against: ``test``, or ``train``, for choices that must
+            not see the test pictures.
         best_count: How many best epochs to name.
         save_untrained: Write a checkpoint before the first step.
         masks_sparsity: Show every mask's sparsity after an epoch.
@@ -103,6 +105,7 @@ class Options:
     extractor_weights: str | None = None
     epoch_images: int = 512
     test_images: int = 5000
+    judged_on: str = "test"
     best_count: int = 1
     save_untrained: bool = False
     masks_sparsity: bool = False
@@ -127,6 +130,7 @@ class Options:
                 "--epoch-images: expected 0 or at least 2, since a metric compares pictures; got 1"
             )
         checks.one_of(self.runtime, ("builtin", "distiller"), "--runtime")
+        checks.one_of(self.judged_on, ("test", "train"), "--judged-on")
         checks.integer(self.best_count, "--num-best-scores", low=1)
         for name in ("train_size", "valid_size", "test_size"):
             checks.number(getattr(self, name), _flag(name), low=0.0, high=1.0, open_low=True)

@@ -20,6 +20,7 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import DiscriminatorSpec
 from sgc_distiller.image_pool import ImagePool
 from sgc_distiller.module_state import (
+    captured,
     frozen_statistics,
     same_randomness,
     trainable,
@@ -68,6 +69,17 @@ class StepContext:
     def teacher_outputs(self) -> Outputs:
         """Pictures of the dense generator from the same noise and the same dropout masks."""
         return self._supervision.generate_dense(self.batch)
+
+    @cached_property
+    def teacher_activations(self) -> list[tuple[Tensor, Tensor]]:
+        """What goes into and comes out of each of the dense generator's sections; see `GANTask.sections`."""
+        own = self._supervision
+        with captured(own.task.sections(own.require_teacher())) as found:
+            if "teacher_outputs" in self.__dict__:
+                own.generate_dense(self.batch)
+            else:
+                self.teacher_outputs  # noqa: B018 - computes them
+        return found
 
     @cached_property
     def student_judgement(self) -> Judgement:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks.sections import chains_from
 from sgc_distiller.networks.sizes import fitting, kernel_shape
 
 __all__ = ["Discriminator", "Generator", "discriminator_sizes", "generator_sizes", "initialise", "stages"]
@@ -47,6 +48,10 @@ class Generator(nn.Module):
         """Return the pictures for the noise ``z``."""
         pictures: Tensor = self.main(z)
         return pictures
+
+    def sections(self) -> list[list[nn.Module]]:
+        """Return the chain of each layer: transposed convolution, norm, activation."""
+        return chains_from(self.main, nn.ConvTranspose2d)
 
 
 class Discriminator(nn.Module):

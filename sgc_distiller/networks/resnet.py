@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks.sections import chains_around
 from sgc_distiller.networks.sizes import fitting, kernel_shape
 
 __all__ = ["ResnetGenerator", "generator_sizes"]
@@ -57,6 +58,10 @@ class ResnetGenerator(nn.Module):
             )
         pictures: Tensor = self.model(x)
         return pictures
+
+    def sections(self) -> list[list[nn.Module]]:
+        """Return the way in, each residual block, and the way out."""
+        return chains_around(self.model, _Block)
 
 
 def _norm_relu(width: int) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.networks import basicsr_names
+from sgc_distiller.networks.sections import chains_from
 from sgc_distiller.networks.sizes import fitting, kernel_shape
 
 __all__ = [
@@ -75,6 +76,12 @@ class MSRResNet(nn.Module):
         pictures: Tensor = out + base
         return pictures
 
+    def sections(self) -> list[list[nn.Module]]:
+        """Return each residual block and each other convolution by itself."""
+        last = [getattr(self, f"upconv{number}") for number in range(1, len(_FACTORS[self.upscale]) + 1)]
+        chains = [self.conv_first, *self.body, *last, self.conv_hr, self.conv_last]
+        return [[module] for module in chains]
+
 
 class _Block(nn.Module):
     """Two convolutions, added to what came in."""
@@ -118,6 +125,12 @@ class SRResNet(nn.Module):
         """Return the enlarged pictures."""
         pictures: Tensor = self.model(x)
         return pictures
+
+    def sections(self) -> list[list[nn.Module]]:
+        """Return the first layer, each residual block, the layer behind them, and the way out."""
+        first, skip, *rest = self.model
+        inner = [[module] for module in skip.get_submodule("sub").children()]
+        return [[first], *inner, *chains_from(nn.Sequential(*rest), nn.Conv2d)]
 
 
 class _Skip(nn.Module):

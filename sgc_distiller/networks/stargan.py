@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller.errors import UserError
+from sgc_distiller.networks.sections import chains_around
 from sgc_distiller.networks.sizes import fitting, kernel_shape
 
 __all__ = ["Discriminator", "Generator", "discriminator_sizes", "generator_sizes"]
@@ -63,6 +64,10 @@ class Generator(nn.Module):
         maps = c.to(x.dtype)[:, :, None, None].expand(-1, -1, height, width)  # (B, c_dim, H, W)
         pictures: Tensor = self.main(torch.cat([x, maps], 1))
         return pictures
+
+    def sections(self) -> list[list[nn.Module]]:
+        """Return the way in, each residual block, and the way out: 8 for 6 blocks."""
+        return chains_around(self.main, _Block)
 
 
 def _norm(width: int) -> nn.Module:

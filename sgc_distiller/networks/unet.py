@@ -63,6 +63,28 @@ class UNetGenerator(nn.Module):
         pictures: Tensor = self.model(x)
         return pictures
 
+    def sections(self) -> list[list[nn.Module]]:
+        """Return the chains between the skips, from the picture inwards and out again.
+
+        Dropout stands between chains: what it drops is not imitated.
+        """
+        way_in: list[list[nn.Module]] = []
+        way_out: list[list[nn.Module]] = []
+        block: nn.Module | None = self.model
+        while block is not None:
+            inner = None
+            chains: list[list[nn.Module]] = [[]]
+            for layer in block.get_submodule("model").children():
+                if isinstance(layer, _Block):
+                    inner = layer
+                    chains.append([])
+                elif not isinstance(layer, nn.Dropout):
+                    chains[-1].append(layer)
+            way_in.append(chains[0])
+            way_out[:0] = chains[1:]
+            block = inner
+        return way_in + way_out
+
 
 class _Outermost(nn.Module):
     """First and last layer around all other blocks: no norms, no skip."""

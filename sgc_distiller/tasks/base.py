@@ -257,6 +257,24 @@ class GANTask(ABC):
             )
         return list(judgement["features"])
 
+    def sections(self, generator: nn.Module) -> list[list[nn.Module]]:
+        """Return chains of the generator's modules that together make its pictures, in their order.
+
+        `IntermediateDistillationPolicy` trains them one by one on the dense generator's activations. By
+        default what the network's own ``sections()`` returns.
+
+        Raises:
+            UserError: If the network has none.
+        """
+        network = unwrapped(generator)
+        if not hasattr(network, "sections"):
+            raise UserError(
+                f"task {self.name!r} offers no sections of its generator: implement sections(generator), a "
+                "list of chains of modules, to distil intermediate activations"
+            )
+        found: list[list[nn.Module]] = network.sections()
+        return found
+
     def output_layers(self, generator: nn.Module) -> list[str]:
         """Return the names of the weights of the layers that make the pictures: by default the last one."""
         return prunable_names(generator)[-1:]

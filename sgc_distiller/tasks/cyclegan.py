@@ -122,6 +122,10 @@ class CycleGAN(GANTask):
         (name,) = _DIRECTIONS[self.direction]
         return {f"{name}.{key}": item for key, item in state.items()}
 
+    def sections(self, generator: nn.Module) -> list[list[nn.Module]]:
+        """Return the sections of both generators."""
+        return [chain for one in unwrapped(generator).values() for chain in one.sections()]
+
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         """Return the pictures of both sets."""
         return {"A": raw["A"], "B": raw["B"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,12 +24,15 @@ class Drawn:
         translations: The same pictures by input, where one input is translated in several ways, shape
             (inputs, T, C, H, W).
         wanted: The attributes that each translation should have, shape (inputs, T, attributes) in {0, 1}.
+        values: Other numbers of each picture by name, shape (B,), of which less is better; their means are
+            measured.
     """
 
     pictures: Tensor
     pairs: Sequence[tuple[Tensor, Tensor]] = ()
     translations: Tensor | None = None
     wanted: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

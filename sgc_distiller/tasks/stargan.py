@@ -146,8 +146,8 @@ class StarGAN(GANTask):
         return _judge(discriminator, outputs["fake"])
 
     def as_real(self, batch: Batch, outputs: Outputs) -> Batch:
-        """Return a batch of translations as real pictures, with the labels that were asked of them."""
-        return {**super().as_real(batch, outputs), "labels": batch["targets"]}
+        """Return a batch of translations as real pictures; those of the data stay under ``data``."""
+        return {**super().as_real(batch, outputs), "data": batch["real"]}
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
         """Return ``gen`` (Wasserstein), ``cla`` (attributes) and ``rec`` (L1 after translating back)."""
@@ -165,7 +165,12 @@ class StarGAN(GANTask):
         return {"dis": losses.sample_means(fake["score"]) - losses.sample_means(real["score"])}
 
     def own_terms(self, discriminator: nn.Module, batch: Batch, outputs: Outputs, real: Judgement) -> Terms:
-        """Return ``cla_real`` (attributes of the real pictures) and ``gp`` (of the real/fake score only)."""
+        """Return ``cla_real`` (attributes of the real pictures) and ``gp`` (of the real/fake score only).
+
+        Attributes are learned from the data, whatever else stands in the place of real pictures.
+        """
+        if "data" in batch:
+            real = _judge(discriminator, batch["data"])
         penalty = losses.gradient_penalty(
             lambda pictures: unwrapped(discriminator).judge(pictures)[0],
             batch["real"],
@@ -219,7 +224,11 @@ class StarGAN(GANTask):
                 batch = loaded(data, range(first, min(first + _INPUTS, inputs)), device)
                 wanted = self.translations(batch["labels"])
                 made = self.translate(generator, batch["real"], wanted)
-                yield Drawn(made.flatten(0, 1), translations=made, wanted=wanted)
+                flat = made.flatten(0, 1)
+                again = batch["labels"].repeat_interleave(made.shape[1], 0).unsqueeze(1)  # (B * T, 1, attributes)
+                back = self.translate(generator, flat, again).squeeze(1)
+                lost = losses.mean_absolute(back, batch["real"].repeat_interleave(made.shape[1], 0))
+                yield Drawn(flat, translations=made, wanted=wanted, values={"reconstruction L1": lost})
 
         protocol = f"{len(self.attributes)} translations of each of the first pictures"
         return [Evaluation(data.images, draw, protocol, attributes=tuple(self.attributes))]

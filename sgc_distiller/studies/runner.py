@@ -1,0 +1,271 @@
+"""Runs the experiments of a study, several at once; what has finished is never run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgc_distiller import yaml_source
+from sgc_distiller.errors import UserError
+from sgc_distiller.recording import Console
+from sgc_distiller.runs import RunFolder, atomic_write
+from sgc_distiller.studies.experiments import Experiment
+from sgc_distiller.studies.measures import read_measures
+from sgc_distiller.wording import duration
+
+__all__ = ["Outcome", "exclusive", "finished", "run_all"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an experiment.
+
+    Attributes:
+        experiment: The experiment.
+        result: Its result record, with what `sgc_distiller.studies.measures` adds; ``None`` if it failed.
+        reason: Why it failed.
+    """
+
+    experiment: Experiment
+    result: Record | None
+    reason: str = ""
+
+
+@dataclass
+class _Study:
+    jobs: int
+    threads: int
+    console: Console
+    children: set[subprocess.Popen[str]] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopped: bool = False
+    said: int = 0
+    total: int = 0
+
+
+def run_all(
+    experiments: Sequence[Experiment], jobs: int, console: Console | None = None, threads: int = 1
+) -> list[Outcome]:
+    """Run experiments, dense trainings before those that start from them, and return their outcomes in order.
+
+    Each runs in a process of its own. One that fails is an outcome with its reason, and the others go on; one
+    whose dense training failed is not begun. Finished ones are read; interrupted ones go on where their
+    last checkpoint is.
+
+    Args:
+        experiments: What to run.
+        jobs: How many at once.
+        console: Where a person follows.
+        threads: Threads of each process.
+
+    Raises:
+        UserError: If a folder holds a run with other settings than are asked for now.
+    """
+    for experiment in experiments:
+        _refuse_other_run(experiment)
+    study = _Study(jobs, threads, console or Console(), total=len(experiments))
+    for experiment in experiments:
+        if experiment.sparsity is not None:
+            atomic_write(experiment.schedule_file, experiment.text())
+    dense = [item for item in experiments if item.trains_dense]
+    others = [item for item in experiments if not item.trains_dense]
+    outcomes: dict[int, Outcome] = {}
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        trained = {item.seed: pool.submit(_outcome, study, item) for item in dense}
+
+        def after_dense(item: Experiment) -> Outcome:
+            before = trained[item.seed].result() if item.seed in trained else None
+            if before is not None and before.result is None:
+                return _say(study, Outcome(item, None, f"its dense training failed: {before.reason}"))
+            return _outcome(study, item)
+
+        waiting = [(id(item), pool.submit(after_dense, item)) for item in others]
+        for item in dense:
+            outcomes[id(item)] = trained[item.seed].result()
+        for key, future in waiting:
+            outcomes[key] = future.result()
+    except BaseException:
+        study.stopped = True
+        with study.lock:
+            for child in study.children:
+                child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return [outcomes[id(item)] for item in experiments]
+
+
+def finished(experiment: Experiment) -> Record | None:
+    """Return the result record of a finished run with its measures, or ``None``."""
+    result, measures = _result(experiment.folder), read_measures(experiment.folder)
+    return None if result is None or measures is None else {**result, **measures}
+
+
+def _result(folder: Path) -> Record | None:
+    """Return the result of a run that has ended, also where it has not been measured."""
+    if not folder.is_dir():
+        return None
+    own = [
+        record
+        for record in RunFolder(folder, create=False).records("result")
+        if str(record["checkpoint"]).endswith("checkpoint.pth.tar")
+    ]
+    return own[-1] if own else None
+
+
+def _outcome(study: _Study, experiment: Experiment) -> Outcome:
+    known = finished(experiment)
+    if known is not None:
+        return _say(study, Outcome(experiment, known), "finished before")
+    if study.stopped:
+        return Outcome(experiment, None, "the study was stopped")
+    reason = _run(study, experiment)
+    known = finished(experiment)
+    if reason or known is None:
+        return _say(study, Outcome(experiment, None, reason or "it left no result"))
+    return _say(study, Outcome(experiment, known))
+
+
+def _run(study: _Study, experiment: Experiment) -> str:
+    """Run an experiment in a process of its own; return why it failed, empty if it did not."""
+    job = {
+        "given": experiment.settings(),
+        "folder": str(experiment.folder),
+        "dense": str(experiment.dense_folder),
+        "trains_dense": experiment.trains_dense,
+        "is_trained": _result(experiment.folder) is not None,
+        "threads": study.threads,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": str(study.threads)}
+    with study.lock:
+        if study.stopped:
+            return "the study was stopped"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sgc_distiller.studies.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        study.children.add(child)
+    assert child.stdin is not None and child.stderr is not None
+    try:
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()  # and not closed: the process ends when this one does
+        said = child.stderr.read()
+        code = child.wait()
+    finally:
+        with study.lock:
+            study.children.discard(child)
+        child.stdin.close()
+        child.stderr.close()
+    if code == 0:
+        return ""
+    lines = [line for line in said.splitlines() if line.strip()]
+    if code < 0:
+        return f"its process was killed by signal {-code}"
+    return lines[-1] if lines else f"its process ended with code {code}"
+
+
+def _say(study: _Study, outcome: Outcome, note: str = "") -> Outcome:
+    """Tell a person what became of an experiment."""
+    with study.lock:
+        study.said += 1
+        place = f"[{study.said}/{study.total}]"
+    experiment, result = outcome.experiment, outcome.result
+    about = f"{experiment.setting.task}, seed {experiment.seed}, {experiment.name}"
+    if result is None:
+        study.console.note(f"{place} {about}: failed: {outcome.reason}")
+    else:
+        first = result["metrics"][0] if result["metrics"] else None
+        named = "no metric" if first is None else f"{first['name'].partition('[')[0]} {first['value']:.4g}"
+        study.console.note(f"{place} {about}: {named}; {note or duration(result['seconds'])}")
+    return outcome
+
+
+_COMPARED: tuple[tuple[str, Callable[[Experiment, Record], Any]], ...] = (
+    ("task", lambda experiment, _: experiment.setting.task),
+    ("steps_per_epoch", lambda _, given: given["steps_per_epoch"]),
+    ("epochs", lambda experiment, _: experiment.epochs),
+    ("seed", lambda _, given: given["seed"]),
+    ("lr", lambda _, given: given.get("lr")),
+    ("batch_size", lambda _, given: given.get("batch_size")),
+    ("test_images", lambda _, given: given["test_images"]),
+    ("judged_on", lambda _, given: given["judged_on"]),
+)
+
+
+def _refuse_other_run(experiment: Experiment) -> None:
+    """Refuse a folder in which a run with other settings lies, so that no table mixes them."""
+    if not (experiment.folder / "checkpoint.pth.tar").is_file():
+        return
+    folder = RunFolder(experiment.folder, create=False)
+    config, given = folder.config(), experiment.settings()
+    differing = [
+        f"{name} {config.get(name)!r} there, {wanted(experiment, given)!r} asked"
+        for name, wanted in _COMPARED
+        if config.get(name) != wanted(experiment, given)
+    ]
+    options = given.get("task_options", {})
+    known = config.get("task_options", {})
+    differing += [
+        f"{name} {known.get(name)!r} there, {value!r} asked"
+        for name, value in options.items()
+        if known.get(name) != value
+    ]
+    data = experiment.setting.data
+    if experiment.trains_dense and data and Path(data).expanduser().absolute() != Path(str(config["data"])):
+        differing.append(f"data {config['data']} there, {data} asked")
+    if yaml_source.scalar(folder.schedule()) != yaml_source.scalar(experiment.text()):
+        differing.append(f"another schedule than {experiment.file} is now")
+    if differing:
+        raise UserError(
+            f"{experiment.folder}: holds a run with other settings ({'; '.join(differing)}); name another "
+            "folder with -o, or remove that one"
+        )
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Let no other study work in the same folder inside the block.
+
+    Raises:
+        UserError: If another one does.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{root}: expected a folder for the study, which cannot be made: {error.strerror}"
+        ) from error
+    with (root / ".lock").open("a") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: nothing is locked there
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{root}: another study works in this folder now; wait for it, or name another with -o"
+            ) from None
+        yield
+
+
+def seeds_of(outcomes: Iterable[Outcome]) -> list[int]:
+    """Return the seeds of outcomes, increasing."""
+    return sorted({item.experiment.seed for item in outcomes})
