@@ -25,6 +25,8 @@ from sgc_distiller.quickstart import quickstart
 from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.settings import Options, resolve
+from sgc_distiller.studies.studies import STUDIES
+from sgc_distiller.study_arguments import request_of
 from sgc_distiller.terminal import WIDTH, Terminal
 
 __all__ = ["compress_gan", "main"]
@@ -76,6 +78,8 @@ def _sgc(argv: Sequence[str] | None) -> None:
         _quickstart(parsed, Terminal())
     elif parsed.command == "schedule":
         _schedule(parsed, Terminal())
+    elif parsed.command in STUDIES:
+        _study(parsed, Terminal())
     elif parsed.command == "extractor":
         _extractor(parsed, Terminal())
     else:
@@ -154,6 +158,21 @@ def _extractor(parsed: argparse.Namespace, terminal: Terminal) -> None:
     """Train an extractor and print how it can be trusted."""
     _set_up_logging(verbose=False)
     terminal.extractor(train_folder_extractor(parsed.data, parsed.image_size, parsed.seed))
+
+
+def _study(parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Run a study and print its tables."""
+    _set_up_logging(verbose=False)
+    request = request_of(parsed)
+    try:
+        tables = STUDIES[parsed.command](request, terminal)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from None
+    for table in tables:
+        terminal.study(table)
+    terminal.note(
+        f"tables, pages and every number: {request.out}/TASK/{parsed.command}.md, .csv, .html, .json"
+    )
 
 
 def _quickstart(parsed: Any, terminal: Terminal) -> None:

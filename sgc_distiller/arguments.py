@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from sgc_distiller._version import __version__
 from sgc_distiller.errors import UserError, nearest
+from sgc_distiller.study_arguments import add_study_commands
 from sgc_distiller.tasks import TASKS, find_task
 from sgc_distiller.yaml_source import scalar
 
@@ -122,6 +123,7 @@ def sgc_parser() -> Parser:
         _add_run_arguments(command)
     _add_schedule_command(commands)
     _add_extractor_command(commands)
+    add_study_commands(commands)
     quickstart = commands.add_parser(
         "quickstart",
         help="train a small GAN on bundled data, compress it, and compare",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,8 +212,3 @@ def _run(
         given["device"] = device
     options = resolve(given)
     return (train if row.schedule is None else compress)(options, console)
-
-
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

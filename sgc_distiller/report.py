@@ -30,7 +30,7 @@ from sgc_distiller.wording import (
     short_name,
 )
 
-__all__ = ["write_report", "write_summary"]
+__all__ = ["embedded", "linked", "render", "write_report", "write_summary"]
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ def write_report(run_folder: str | Path) -> Path:
         UserError: If there is no such folder, or a file in it is damaged.
     """
     run = RunFolder(run_folder, create=False)
-    return atomic_write(run.report_file, _render("report.html", _report(run)))
+    return atomic_write(run.report_file, render("report.html", _report(run)))
 
 
 def write_summary(
@@ -74,10 +74,11 @@ def write_summary(
         notes: Sentences that a reader must know to read the table rightly.
     """
     path = Path(path)
-    return atomic_write(path, _render("summary.html", _summary(path, title, rows, notes)))
+    return atomic_write(path, render("summary.html", _summary(path, title, rows, notes)))
 
 
-def _render(template: str, content: Mapping[str, Any]) -> str:
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """Return a page made of a template and its content."""
     loader = FileSystemLoader(template_folder())
     pages = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -221,7 +222,7 @@ def _pictures(run: RunFolder) -> dict[str, Any]:
     for name, (title, text) in _PICTURES.items():
         file = run.samples / f"{name}.png"
         if file.is_file():
-            found.append({"title": title, "text": text, "data": _embedded(file)})
+            found.append({"title": title, "text": text, "data": embedded(file)})
             with Image.open(file) as panel:
                 sizes.append(panel.size)
     widest = max((width for width, _ in sizes), default=1)
@@ -238,7 +239,7 @@ def _strips(run: RunFolder) -> dict[str, Any]:
     if are_many:
         places = {round(index * (len(epochs) - 1) / (_STRIPS - 1)) for index in range(_STRIPS)}
         epochs = [epochs[place] for place in sorted(places)]
-    strips = [{"epoch": epoch, "data": _embedded(files[epoch])} for epoch in epochs]
+    strips = [{"epoch": epoch, "data": embedded(files[epoch])} for epoch in epochs]
     return {"strips": strips, "strips_left_out": are_many}
 
 
@@ -335,7 +336,7 @@ def _summary_row(
     return {
         "label": row["label"],
         "method": row.get("method") if row.get("method") != row["label"] else None,
-        "link": _link(path, row.get("report")),
+        "link": linked(path, row.get("report")),
         "asked": _maybe(percent, row.get("sparsity_asked")) or MISSING,
         "sparsity": _maybe(percent, row.get("sparsity")) or MISSING,
         "cells": cells,
@@ -345,11 +346,12 @@ def _summary_row(
         else "",
         "steps": _maybe(count, row.get("steps")) or MISSING,
         "time": _maybe(duration, row.get("seconds")) or MISSING,
-        "picture": _embedded(Path(row["picture"])) if row.get("picture") else "",
+        "picture": embedded(Path(row["picture"])) if row.get("picture") else "",
     }
 
 
-def _link(page: Path, target: str | Path | None) -> str:
+def linked(page: Path, target: str | Path | None) -> str:
+    """Return the address of a file relative to a page, empty for none."""
     return "" if target is None else quote(Path(os.path.relpath(target, page.parent)).as_posix())
 
 
@@ -357,5 +359,6 @@ def _maybe(wording: Callable[[Any], str], value: Any) -> str | None:
     return None if value is None else wording(value)
 
 
-def _embedded(file: Path) -> str:
+def embedded(file: Path) -> str:
+    """Return a PNG file as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,8 +20,9 @@ from rich.table import Table
 
 from sgc_distiller import wording
 from sgc_distiller.inspection import Outline
-from sgc_distiller.quickstart import mean_and_spread
 from sgc_distiller.recording import Console
+from sgc_distiller.studies.comparing import mean_and_spread
+from sgc_distiller.studies.tables import Table as StudyTable
 from sgc_distiller.training import StepReport
 
 __all__ = ["WIDTH", "Terminal"]
@@ -241,6 +243,18 @@ class Terminal(Console):
         self.console.print(table)
         for metric in first:
             self.note(f"{wording.short_name(metric)} is {metric['name']}")
+
+    def study(self, table: StudyTable) -> None:
+        """Print a table of a study and its notes."""
+        narrow = table.narrowed()
+        shown = Table(title=table.title, title_justify="left")
+        for index, name in enumerate(narrow.columns):
+            shown.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        for row in narrow.rows:
+            shown.add_row(*(escape(text) for text in row))
+        self.console.print(shown)
+        for text in table.notes:
+            self.note(text)
 
 
 def _share(asked: tuple[float, float] | None) -> str:

@@ -138,4 +138,3 @@ class Experiment:
         else:
             given["weights_from"] = str(self.dense_folder)
         return given
-

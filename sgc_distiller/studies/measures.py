@@ -105,9 +105,7 @@ def _residual(run: Run, sparse: nn.Module, dense: nn.Module) -> float:
     evaluation = run.task.evaluations(run.test_data)[0]
     seed = seed_for(run.options.seed, "residual")
     drawn = [
-        _first(
-            (item.pictures for item in evaluation.draw(generator, _PICTURES, seed, run.device)), _PICTURES
-        )
+        _first((item.pictures for item in evaluation.draw(generator, _PICTURES, seed, run.device)), _PICTURES)
         for generator in (sparse, dense)
     ]
     return float((drawn[0] - drawn[1]).abs().mean() / 2)

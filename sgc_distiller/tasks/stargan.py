@@ -225,7 +225,9 @@ class StarGAN(GANTask):
                 wanted = self.translations(batch["labels"])
                 made = self.translate(generator, batch["real"], wanted)
                 flat = made.flatten(0, 1)
-                again = batch["labels"].repeat_interleave(made.shape[1], 0).unsqueeze(1)  # (B * T, 1, attributes)
+                again = (
+                    batch["labels"].repeat_interleave(made.shape[1], 0).unsqueeze(1)
+                )  # (B * T, 1, attributes)
                 back = self.translate(generator, flat, again).squeeze(1)
                 lost = losses.mean_absolute(back, batch["real"].repeat_interleave(made.shape[1], 0))
                 yield Drawn(flat, translations=made, wanted=wanted, values={"reconstruction L1": lost})
