@@ -65,7 +65,7 @@ class Options:
         extractor_weights: Path of the extractor's weights.
         epoch_images: Pictures drawn for the metric after each epoch, at least 2; 0 for none.
         test_images: Pictures drawn for the result, at least 2.
-        judged_on: Which pictures the result is measured against: ``test``, or ``train``, for choices that must
+        judged_on: Which pictures the result is measured against: ``test``, or ``train`` for choices that must
             not see the test pictures.
         best_count: How many best epochs to name.
         save_untrained: Write a checkpoint before the first step.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sgc_distiller.errors import UserError
 from sgc_distiller.studies.scales import SCALES
 from sgc_distiller.studies.studies import Request
@@ -28,7 +30,7 @@ _ROWS = {
     "table1": "letters such as b,d,e'; 'variants' for what the paper contradicts itself in; or schedules",
     "table2": "beginnings of the tasks' schedules (default: paper)",
     "granularity": "out of element, vector, kernel, filter",
-    "effort": "letters of Table 1's rows are not understood here: schedules (default: table1/b_self_supervised)",
+    "effort": "schedules (default: table1/b_self_supervised)",
 }
 
 
@@ -80,8 +82,6 @@ def request_of(parsed: argparse.Namespace) -> Request:
     given: Mapping[str, Any] = vars(parsed)
     rows = given.get("rows")
     tasks = _words(given.get("task"))
-    import torch
-
     on_gpu = torch.cuda.is_available() and not parsed.cpu
     jobs = given.get("jobs")
     for flag, value, low in (
@@ -142,8 +142,8 @@ _OWN_TASK = {
 
 
 def _data(given: list[str], tasks: tuple[str, ...], study: str) -> dict[str, str]:
-    """Return folders of data by task, out of ``DIR`` for the only task and ``TASK=DIR`` for one of several."""
-    own = tasks or tuple(_OWN_TASK[study] for _ in [0] if study in _OWN_TASK)
+    """Return folders of data by task: ``DIR`` is the only task's, ``TASK=DIR`` one of several's."""
+    own = tasks or ((_OWN_TASK[study],) if study in _OWN_TASK else ())
     found: dict[str, str] = {}
     for text in given:
         task, sign, folder = text.partition("=")

@@ -63,7 +63,7 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Return Spearman's rank correlation and its p-value; ``None`` for fewer than three points or ties only."""
+    """Return Spearman's rank correlation and its p-value; ``None`` for fewer than three points, or ties."""
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     found = stats.spearmanr(x, y)

@@ -161,7 +161,8 @@ def _run(study: _Study, experiment: Experiment) -> str:
             env=environment,
         )
         study.children.add(child)
-    assert child.stdin is not None and child.stderr is not None
+    assert child.stdin is not None
+    assert child.stderr is not None
     try:
         child.stdin.write(json.dumps(job) + "\n")
         child.stdin.flush()  # and not closed: the process ends when this one does

@@ -33,7 +33,7 @@ class Scale:
     note: str = field(default="")
 
     def steps_per_epoch(self, steps_per_epoch: int, dense_steps: int) -> int:
-        """Return the steps of an epoch that is meant for a dense training of ``dense_steps``, at this size."""
+        """Return an epoch's steps at this size, where ``dense_steps`` is the training it is meant for."""
         return max(1, round(steps_per_epoch * self.dense_steps / dense_steps))
 
 

@@ -267,7 +267,9 @@ def _grid(
 
 
 def _only_failures(title: str, outcomes: Sequence[Outcome]) -> Table:
-    rows = [(item.experiment.name, str(item.experiment.seed), item.reason) for item in outcomes]
+    rows: list[tuple[str, ...]] = [
+        (item.experiment.name, str(item.experiment.seed), item.reason) for item in outcomes
+    ]
     return Table(title, ("run", "seed", "failed"), rows)
 
 

@@ -122,19 +122,17 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
     )
     kernel = distances(outcomes, "KID")
     columns = (
-        *("row", *printed["columns"][:-1], "FID in the paper", *measured, *map(_short, kernel)),
+        *("row", "technique", "FID in the paper", *measured, *map(_short, kernel)),
         *("sparsity", "residual", "supervised loss", "time"),
+        *(f"paper: {name}" for name in printed["columns"][1:-1]),
     )
     lines = []
     for key in sorted(rows, key=lambda key: (len(key) > 2, key)):
         own = rows[key]
-        known = printed["rows"].get(key[0], []) if len(key) <= 2 else []
-        if known and len(key) == 1:
-            texts = [str(text) for text in known]
-        else:
-            technique = f"variant: {own[0].experiment.file.stem}" if known else own[0].experiment.file.stem
-            texts = [technique, *[MISSING] * (len(printed["columns"]) - 1)]
-        line = [f"({key})" if len(key) <= 2 else key, *texts]
+        known = [str(text) for text in printed["rows"].get(key[0], [])] if len(key) <= 2 else []
+        file = own[0].experiment.file.stem
+        technique = known[0] if len(key) == 1 else f"variant: {file}" if known else file
+        line = [f"({key})" if known else key, technique, known[-1] if len(key) == 1 else MISSING]
         for name in names:
             values, dense = values_of(own, name), values_of(rows.get("a", []), name)
             line.append(_or_reason(own, spread(values)))
@@ -143,6 +141,7 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
             line.append(MISSING if key == reference else _against(paired_difference(values, other)))
         line += [spread(values_of(own, name)) for name in kernel]
         line += _closing(own)
+        line += known[1:-1] if len(key) == 1 else [MISSING] * (len(printed["columns"]) - 2)
         lines.append(tuple(line))
     notes = [*gate, *_notes([*names, *kernel], outcomes), _claims(reference)]
     narrow = ("row", "technique", "FID in the paper", *measured, *map(_short, kernel), "sparsity", "time")

@@ -32,7 +32,7 @@ def main() -> int:
     except Exception as error:
         if os.environ.get("SGC_DEBUG"):
             traceback.print_exc()
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
         return FAILED
     return 130
 
