@@ -12,7 +12,8 @@ from sgc_distiller import checks, losses
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import MaskSet
 from sgc_distiller.policies import LossComponent, PolicyLoss, ScheduledTrainingPolicy
-from sgc_distiller.supervision import EPSILON, StepContext, Supervision
+from sgc_distiller.step_context import StepContext
+from sgc_distiller.supervision import EPSILON, Supervision
 from sgc_distiller.tasks.base import Terms
 
 __all__ = [

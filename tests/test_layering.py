@@ -50,9 +50,14 @@ ONLY: dict[str, set[str]] = {
     "report": {"charts", "curves", "resources", "runs", "wording"},
     "supervision": {
         *("checks", "experiment_spec", "image_pool", "losses", "module_state", "names"),
-        *("tasks", "tasks.base"),
+        *("step_context", "tasks", "tasks.base"),
     },
-    "loss_policies": {"checks", "losses", "masks", "names", "policies", "supervision", "tasks", "tasks.base"},
+    "step_context": {"module_state", "tasks", "tasks.base"},
+    "studies.comparing": set(),
+    "loss_policies": {
+        *("checks", "losses", "masks", "names", "policies", "step_context", "supervision", "tasks"),
+        "tasks.base",
+    },
     "removers": {"checks", "policies"},
     "yaml_source": {"checks"},
 }

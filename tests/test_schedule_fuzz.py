@@ -162,12 +162,13 @@ remover = st.fixed_dictionaries(
 EXTENSIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "SelfSupervisedPolicy": st.fixed_dictionaries({}, optional={"lambda_dc": size, "distance": st.sampled_from(["batch", "sample"])}),
     "OutputDistillationPolicy": st.fixed_dictionaries({}, optional={"kind": st.sampled_from(["l1", "mse"]), "distill_weight": size}),
+    "IntermediateDistillationPolicy": st.fixed_dictionaries({}, optional={"weight": size}),
     "DependentMasksPolicy": st.fixed_dictionaries({}, optional={"filters": some(["conv.weight", "block.conv1.weight"])}),
     "StructureRemover": remover, "FilterRemover": remover, "ChannelRemover": remover,
 }  # fmt: skip
 GRAMMAR = {"pruners": PRUNERS, "regularizers": REGULARIZERS, "lr_schedulers": RATES, "extensions": EXTENSIONS}
 COMING_BACK = ("Random", "Bernoulli", "Gradient", "ActivationMean")  # their filters, in files with gan
-LOSSES = ("SelfSupervisedPolicy", "OutputDistillationPolicy")
+LOSSES = ("SelfSupervisedPolicy", "OutputDistillationPolicy", "IntermediateDistillationPolicy")
 gan = st.fixed_dictionaries(
     {},
     optional={
@@ -266,6 +267,7 @@ class World:
         torch.manual_seed(0)
         self.model = Tiny()
         task = TinyTask()
+        task.sections = lambda generator: [[generator.conv]]
         self.supervision = Supervision(task, self.model, task.build("discriminator"), Tiny())
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.scheduler = CompressionScheduler(self.model)

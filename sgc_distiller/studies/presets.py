@@ -46,7 +46,8 @@ def table1_rows(wanted: Sequence[str] | None = None) -> list[Row]:
     Raises:
         UserError: If there is no such row.
     """
-    shipped = {_letter(file): file for file in sorted((shipped_schedules() / "table1").glob("*.yaml"))}
+    files = sorted((shipped_schedules() / "table1").glob("*.yaml"), key=_letter)
+    shipped = {_letter(file): file for file in files}
     letters = [letter for letter in shipped if not letter.endswith("'")]
     if wanted is None:
         return [Row(letter, shipped[letter]) for letter in letters]

@@ -174,7 +174,12 @@ def effort(request: Request, console: Console) -> list[Table]:
     shares = request.shares or _SHARES
 
     def experiments(setting: Setting) -> list[Experiment]:
-        return presets.pruning(setting, request.tried(rows), request.seeds, sparsities, shares)
+        planned = presets.pruning(setting, request.tried(rows), request.seeds, sparsities, shares)
+        different = {
+            (item.row, item.lr_factor, item.seed, item.sparsity, item.steps_per_epoch): item
+            for item in planned  # of shares that come to the same whole number of steps the last one counts
+        }
+        return list(different.values())
 
     return _grid(
         request, console, "effort", "Effort", experiments, {}, request.tasks or ("stargan",), column="share"
