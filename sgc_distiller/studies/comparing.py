@@ -12,7 +12,7 @@ from scipy import stats
 __all__ = ["ENOUGH", "Difference", "mean_and_spread", "paired_difference", "rank_correlation"]
 
 ENOUGH = 5
-"""Paired differences that a claim needs."""
+"""Paired differences that a claim needs, and points that a correlation does."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Return Spearman's rank correlation and its p-value; ``None`` for fewer than three points, or ties."""
-    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+    """Return Spearman's rank correlation and its p-value; ``None`` for fewer than five points, or ties."""
+    if len(x) < ENOUGH or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     found = stats.spearmanr(x, y)
     return float(found.statistic), float(found.pvalue)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +16,7 @@ from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder, atomic_write
 from sgc_distiller.studies.experiments import Experiment
 from sgc_distiller.studies.measures import read_measures
+from sgc_distiller.studies.workers import Workers
 from sgc_distiller.wording import duration
 
 __all__ = ["Outcome", "exclusive", "finished", "run_all"]
@@ -44,24 +41,21 @@ class Outcome:
 
 @dataclass
 class _Study:
-    jobs: int
-    threads: int
+    workers: Workers
     console: Console
-    children: set[subprocess.Popen[str]] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stopped: bool = False
+    total: int
     said: int = 0
-    total: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run_all(
     experiments: Sequence[Experiment], jobs: int, console: Console | None = None, threads: int = 1
 ) -> list[Outcome]:
-    """Run experiments, dense trainings before those that start from them, and return their outcomes in order.
+    """Run experiments, dense trainings first, and return their outcomes in the order of the experiments.
 
-    Each runs in a process of its own. One that fails is an outcome with its reason, and the others go on; one
-    whose dense training failed is not begun. Finished ones are read; interrupted ones go on where their
-    last checkpoint is.
+    They run in processes beside this one. One that fails is an outcome with its reason, and the others go
+    on; one whose dense training failed is not begun. Finished ones are read; interrupted ones go on where
+    their last checkpoint is.
 
     Args:
         experiments: What to run.
@@ -74,7 +68,10 @@ def run_all(
     """
     for experiment in experiments:
         _refuse_other_run(experiment)
-    study = _Study(jobs, threads, console or Console(), total=len(experiments))
+    if not experiments:
+        return []
+    workers = Workers(threads, experiments[0].setting.root / "workers.log")
+    study = _Study(workers, console or Console(), len(experiments))
     for experiment in experiments:
         if experiment.sparsity is not None:
             atomic_write(experiment.schedule_file, experiment.text())
@@ -97,13 +94,11 @@ def run_all(
         for key, future in waiting:
             outcomes[key] = future.result()
     except BaseException:
-        study.stopped = True
-        with study.lock:
-            for child in study.children:
-                child.terminate()
+        workers.stop()
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
+    workers.stop()
     return [outcomes[id(item)] for item in experiments]
 
 
@@ -129,56 +124,22 @@ def _outcome(study: _Study, experiment: Experiment) -> Outcome:
     known = finished(experiment)
     if known is not None:
         return _say(study, Outcome(experiment, known), "finished before")
-    if study.stopped:
-        return Outcome(experiment, None, "the study was stopped")
-    reason = _run(study, experiment)
+    reason = study.workers.perform(_job(experiment))
     known = finished(experiment)
     if reason or known is None:
         return _say(study, Outcome(experiment, None, reason or "it left no result"))
     return _say(study, Outcome(experiment, known))
 
 
-def _run(study: _Study, experiment: Experiment) -> str:
-    """Run an experiment in a process of its own; return why it failed, empty if it did not."""
-    job = {
+def _job(experiment: Experiment) -> Record:
+    """Return what a worker is told."""
+    return {
         "given": experiment.settings(),
         "folder": str(experiment.folder),
         "dense": str(experiment.dense_folder),
         "trains_dense": experiment.trains_dense,
         "is_trained": _result(experiment.folder) is not None,
-        "threads": study.threads,
     }
-    environment = {**os.environ, "OMP_NUM_THREADS": str(study.threads)}
-    with study.lock:
-        if study.stopped:
-            return "the study was stopped"
-        child = subprocess.Popen(
-            [sys.executable, "-m", "sgc_distiller.studies.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        study.children.add(child)
-    assert child.stdin is not None
-    assert child.stderr is not None
-    try:
-        child.stdin.write(json.dumps(job) + "\n")
-        child.stdin.flush()  # and not closed: the process ends when this one does
-        said = child.stderr.read()
-        code = child.wait()
-    finally:
-        with study.lock:
-            study.children.discard(child)
-        child.stdin.close()
-        child.stderr.close()
-    if code == 0:
-        return ""
-    lines = [line for line in said.splitlines() if line.strip()]
-    if code < 0:
-        return f"its process was killed by signal {-code}"
-    return lines[-1] if lines else f"its process ended with code {code}"
 
 
 def _say(study: _Study, outcome: Outcome, note: str = "") -> Outcome:
@@ -265,8 +226,3 @@ def exclusive(root: Path) -> Iterator[None]:
                 f"{root}: another study works in this folder now; wait for it, or name another with -o"
             ) from None
         yield
-
-
-def seeds_of(outcomes: Iterable[Outcome]) -> list[int]:
-    """Return the seeds of outcomes, increasing."""
-    return sorted({item.experiment.seed for item in outcomes})

@@ -1,55 +1,60 @@
-"""Runs one experiment in a process of its own: ``python -m sgc_distiller.studies.worker``.
+"""A process that runs the experiments of a study: ``python -m sgc_distiller.studies.worker``.
 
-The first line of its input is the job, in JSON. The input stays open for as long as the study lives: when it
-ends, however it ends, so does this process, and nobody goes on writing into a run that another study resumes.
+Each line of its input is a job in JSON, each line of its output an answer. The input stays open for as long
+as the study lives: when it ends, however it ends, so does this process, in the middle of a step if need be,
+and nobody goes on writing into a run that another study resumes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import queue
 import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILED", "main", "perform"]
+import torch
 
-FAILED = 2
-"""Exit code of an experiment that could not be run; the reason is the last line of its output."""
+from sgc_distiller.errors import UserError
+from sgc_distiller.experiment import compress, train
+from sgc_distiller.settings import resolve
+from sgc_distiller.studies.measures import measure
+
+__all__ = ["main", "perform"]
 
 
-def main() -> int:
-    """Perform the job that stands in the first line of the input."""
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_the_study, daemon=True).start()
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            perform(job)
-            return 0
-    except Exception as error:
-        if os.environ.get("SGC_DEBUG"):
+def main() -> None:
+    """Perform jobs until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    while True:
+        reason = ""
+        try:
+            perform(json.loads(jobs.get()))
+        except UserError as error:
+            reason = " ".join(str(error).split())
+        except Exception as error:
             traceback.print_exc()
-        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
-        return FAILED
-    return 130
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        answers.write(json.dumps({"reason": reason}) + "\n")
+        answers.flush()
 
 
 def perform(job: dict[str, Any]) -> None:
     """Train or compress, unless that has been done, and measure.
 
     Args:
-        job: ``given`` for `sgc_distiller.settings.resolve`, ``folder``, ``dense``, whether it
-            ``trains_dense``, and ``threads``.
+        job: ``given`` for `sgc_distiller.settings.resolve`, ``folder``, ``dense``, ``threads``, whether it
+            ``trains_dense`` and whether it ``is_trained``.
+
+    Raises:
+        UserError: If the experiment cannot be run.
     """
-    import torch
-
-    from sgc_distiller.experiment import compress, train
-    from sgc_distiller.settings import resolve
-    from sgc_distiller.studies.measures import measure
-
     torch.set_num_threads(job["threads"])
     given, folder = job["given"], Path(job["folder"])
     if not job["is_trained"]:
@@ -59,10 +64,11 @@ def perform(job: dict[str, Any]) -> None:
     measure(folder, Path(job["dense"]), given.get("device"))
 
 
-def _die_with_the_study() -> None:
-    sys.stdin.read()
+def _listen(jobs: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
