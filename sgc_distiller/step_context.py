@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sgc_distiller.experiment_spec import DiscriminatorSpec
 from sgc_distiller.module_state import captured, frozen_statistics, trainable, without_graph
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Terms
 
@@ -21,6 +22,7 @@ class _Networks(Protocol):
     task: GANTask
     generator: nn.Module
     discriminator: nn.Module
+    spec: DiscriminatorSpec
 
     @property
     def judges_next(self) -> bool: ...
@@ -73,11 +75,13 @@ class StepContext:
 
     @cached_property
     def student_judgement(self) -> Judgement:
-        """The discriminator on the student's pictures."""
+        """The discriminator on the student's pictures; one that is not trained keeps its statistics too."""
         own = self._supervision
         if not own.task.judges:
             return {}
-        return own.task.judge_fake(own.discriminator, self.batch, self.student_outputs)
+        still = contextlib.nullcontext() if own.spec.train else frozen_statistics(own.discriminator)
+        with still:
+            return own.task.judge_fake(own.discriminator, self.batch, self.student_outputs)
 
     @cached_property
     def teacher_judgement(self) -> Judgement:

@@ -52,7 +52,7 @@ ONLY: dict[str, set[str]] = {
         *("checks", "experiment_spec", "image_pool", "losses", "module_state", "names"),
         *("step_context", "tasks", "tasks.base"),
     },
-    "step_context": {"module_state", "tasks", "tasks.base"},
+    "step_context": {"checks", "experiment_spec", "module_state", "tasks", "tasks.base"},
     "studies.comparing": set(),
     "loss_policies": {
         *("checks", "losses", "masks", "names", "policies", "step_context", "supervision", "tasks"),

@@ -497,14 +497,20 @@ def test_another_text_of_the_schedule_is_refused_but_not_other_comments(
 
 
 def test_one_study_at_a_time_works_in_a_folder(tmp_path: Path):
-    with exclusive(tmp_path / "x"):
-        with pytest.raises(UserError, match="another study works in this folder now; wait for it, or name"):
-            exclusive(tmp_path / "x").__enter__()
+    second = exclusive(tmp_path / "x")
+    with (
+        exclusive(tmp_path / "x"),
+        pytest.raises(UserError, match="another study works in this folder now; wait for it, or name"),
+    ):
+        second.__enter__()
     with exclusive(tmp_path / "x"):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="expected a folder for the study, which cannot be made"):
-        exclusive(tmp_path / "file" / "x").__enter__()
+    with (
+        pytest.raises(UserError, match="expected a folder for the study, which cannot be made"),
+        exclusive(tmp_path / "file" / "x"),
+    ):
+        pass
 
 
 def test_measures_are_read_whole_or_not_at_all(whole: tuple[list[Experiment], list[Outcome]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgc_distiller import checkpoints
+from sgc_distiller.data import batches
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, train
 from sgc_distiller.names import prunable_names
@@ -22,7 +24,9 @@ from sgc_distiller.settings import resolve
 from sgc_distiller.studies.presets import table1_rows
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.stargan import StarGAN
-from tests.gans import COLOURS, make_batch
+from sgc_distiller.training import Trainer
+from tests.gans import COLOURS, GANS, make_batch, samples
+from tests.tiny import Silent
 
 SIZES = {"image_size": 16, "width": 8, "blocks": 1, "n_critic": 2}
 
@@ -355,3 +359,45 @@ def test_unknown_rows_are_named():
         table1_rows(["nosuch"])
     assert [row.key for row in table1_rows(["b", "e'", "dcgan/agp_75"])] == ["b", "e'", "agp_75"]
     assert find_schedule("dcgan/agp_75") == table1_rows(["dcgan/agp_75"])[0].file
+
+
+@pytest.mark.parametrize("name", [name for name in GANS if name != "stargan"])
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_trains_every_gan(row: str, name: str, device: torch.device):
+    """The first epochs, to the first one that prunes fully where that is at once."""
+    expected, task = ROWS[row], GANS[name]()
+    schedule = read_schedule(FILES[row])
+    gan = schedule.gan
+    assert gan is not None
+    torch.manual_seed(1)
+    width = gan.student.width
+    student = task.build("generator", width).to(device)
+    teacher, judge = (task.build(role).to(device) for role in ("generator", "discriminator"))
+    if gan.student.init == "dense":
+        student.load_state_dict(teacher.state_dict())
+    before = [copy.deepcopy(network.state_dict()) for network in (student, judge, teacher)]
+    s = Supervision(
+        task, student, judge, teacher, objective=gan.objective, discriminator_spec=gan.discriminator
+    )
+    optimizers = [
+        task.optimizer(role, net, 0.01) for role, net in (("generator", student), ("discriminator", judge))
+    ]
+    own = schedule.discriminator
+    data = samples(task)
+    Trainer(
+        task,
+        s,
+        *optimizers,
+        batches=lambda start: batches(data, 2, 0, start, device=device),
+        steps_per_epoch=1,
+        epochs=2,
+        seed=0,
+        observer=Silent(),
+        scheduler=schedule.build(student, optimizers[0]),
+        discriminator_scheduler=own.build(judge, optimizers[1]) if own else None,
+    ).run()
+    moved = [
+        any(not torch.equal(state[key], value) for key, value in network.state_dict().items())
+        for state, network in zip(before, (student, judge, teacher), strict=True)
+    ]
+    assert moved == [True, expected.trained, False]
