@@ -31,7 +31,11 @@ command ``sgc`` runs it.
 
 from sgc_distiller._version import __version__
 from sgc_distiller.distiller_plugin import register
-from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
+from sgc_distiller.loss_policies import (
+    IntermediateDistillationPolicy,
+    OutputDistillationPolicy,
+    SelfSupervisedPolicy,
+)
 from sgc_distiller.policies import (
     LossComponent,
     LRPolicy,
@@ -48,6 +52,7 @@ from sgc_distiller.tasks.base import GANTask
 __all__ = [
     "CompressionScheduler",
     "GANTask",
+    "IntermediateDistillationPolicy",
     "LRPolicy",
     "LossComponent",
     "OutputDistillationPolicy",

@@ -78,8 +78,6 @@ class GanSpec:
         student: The generator that is compressed.
         discriminator: The discriminator that supervises.
         steps_per_epoch: Generator updates in one epoch of the schedule.
-        dense_steps: Generator updates of the dense training that ``steps_per_epoch`` is meant for. Studies
-            that train a smaller dense GAN shorten the epochs by the same factor.
         epochs: How many epochs the schedule has; by default as many as its policies need.
         output_layer: Whether patterns match the weights of the generator's output layers: ``pruned`` as in
             the paper, or ``dense``. A weight that is named in full is pruned either way.
@@ -87,6 +85,8 @@ class GanSpec:
         filter_axis: What Filters and Channels are: of the ``module`` its outputs and inputs, so that a
             filter's bias and norm are pruned with it; or, ``stored``, dimensions 0 and 1 of the weight as in
             Distiller.
+        dense_steps: Generator updates of the dense training that ``steps_per_epoch`` is meant for. Studies
+            that train a smaller dense GAN shorten the epochs by the same factor.
 
     Raises:
         UserError: If a value is not one of these.
@@ -96,11 +96,11 @@ class GanSpec:
     student: StudentSpec = field(default_factory=StudentSpec)
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
     steps_per_epoch: int = 200
-    dense_steps: int | None = None
     epochs: int | None = None
     output_layer: str = "pruned"
     lr: float | None = None
     filter_axis: str = "module"
+    dense_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""

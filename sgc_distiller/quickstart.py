@@ -189,8 +189,7 @@ def _finished(run: Path) -> Record | None:
     """Return the result of a run that has ended, or ``None``."""
     if not run.is_dir():
         return None
-    results = RunFolder(run).records("result")
-    own = [record for record in results if record["checkpoint"].endswith("checkpoint.pth.tar")]
+    own = RunFolder(run).own_results()
     return own[-1] if own else None
 
 

@@ -211,6 +211,11 @@ class RunFolder:
                 found.append(record)
         return found
 
+    def own_results(self) -> list[Record]:
+        """Return the result records of the run's own generator, not those of its teacher."""
+        own = self.checkpoint_file.name
+        return [item for item in self.records("result") if Path(str(item["checkpoint"])).name == own]
+
     def rewind(self, step: int) -> None:
         """Forget what was recorded after a step, before a run continues from there.
 

@@ -233,12 +233,8 @@ class Session:
         """Return the result of a run that has nothing left to do, ``None`` for another."""
         run = self.run
         folder = RunFolder(run.options.folder, create=False)
-        own = [
-            record
-            for record in folder.records("result")
-            if Path(record["checkpoint"]).name == folder.checkpoint_file.name
-            and record["steps"] == first_epoch * run.steps_per_epoch
-        ]
+        steps = first_epoch * run.steps_per_epoch
+        own = [record for record in folder.own_results() if record["steps"] == steps]
         if not own or (first_epoch < run.epochs and not run.options.prune_only):
             return None
         if not folder.report_file.is_file():

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.schedule import Schedule
 from sgc_distiller.seeding import seed_for
-from sgc_distiller.studies import presets, runner, tables
+from sgc_distiller.studies import presets, runner, tables, worker
 from sgc_distiller.studies.comparing import paired_difference, rank_correlation
 from sgc_distiller.studies.experiments import Experiment, Setting
 from sgc_distiller.studies.gates import failures
@@ -547,6 +547,109 @@ def test_table1_from_the_command_line(tmp_path: Path, capsys: Any, monkeypatch: 
     assert str(tmp_path) not in (root / "table1.json").read_text()
     assert len(list(csv.reader(io.StringIO((root / "table1.csv").read_text())))) == 4
     assert yaml.safe_load((root / "schedules" / "table1_b_self_supervised_at_50.yaml").read_text())
+
+
+def _rows(root: Path, study: str) -> dict[str, dict[str, str]]:
+    """Return the first table of a study by its first column."""
+    file = next(path for path in (root / f"{study}.csv", root / f"{study}_1.csv") if path.is_file())
+    return {row[next(iter(row))]: row for row in csv.DictReader(io.StringIO(file.read_text()))}
+
+
+def _runs(root: Path, study: str) -> list[tuple[Any, ...]]:
+    records = json.loads((root / f"{study}.json").read_text())
+    assert not any(item["failed"] for item in records)
+    keys = ("row", "sparsity", "lr_factor", "share")
+    return [tuple(item[key] for key in keys) for item in records if item["row"] != "dense"]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Perform jobs in this process: what they come to is the same, and the imports are done."""
+
+    def perform(workers: runner.Workers, job: dict[str, Any]) -> str:
+        worker.perform({**job, "threads": workers.threads})
+        return ""
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(runner.Workers, "perform", perform)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def smallest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_process: None) -> Callable[[str], Path]:
+    """Return a function that runs a study of DCGAN at the smallest size, and returns its folder."""
+    monkeypatch.setitem(SCALES["tiny"], "dcgan", SMALLEST)
+
+    def run(arguments: str) -> Path:
+        assert main([*arguments.split(), "--scale", "tiny", "-o", str(tmp_path), "--jobs", "1", "--cpu"]) == 0
+        return tmp_path / "dcgan"
+
+    return run
+
+
+def test_table2_has_a_column_a_sparsity_and_the_papers_row(smallest: Callable[[str], Path]):
+    root = smallest("table2 --task dcgan")
+    wanted = [("paper", sparsity, 1.0, 1.0) for sparsity in (0.25, 0.5, 0.75, 0.9)]
+    assert _runs(root, "table2") == wanted
+    rows = _rows(root, "table2")
+    assert list(rows["the paper"].values()) == [
+        *("the paper", "50.391", "50.128", "50.634", "50.805", "51.356")
+    ]
+    assert all("×" in rows["paper"][f"{percent} %"] for percent in (25, 50, 75, 90))
+
+
+def test_granularity_prunes_what_its_rows_say(smallest: Callable[[str], Path]):
+    root = smallest("granularity --task dcgan --rows element,filter --sparsity 50,75")
+    assert set(_runs(root, "granularity")) == {
+        (row, sparsity, 1.0, 1.0) for row in ("element", "filter") for sparsity in (0.5, 0.75)
+    }
+    content = checkpoints.load_checkpoint(root / "seed0" / "filter_at_75")
+    weight = content["state_dict"]["main.0.weight"]  # (in, out, 4, 4)
+    assert int((weight.abs().sum((0, 2, 3)) == 0).sum()) == round(0.75 * weight.shape[1])
+
+
+def test_effort_counts_shares_of_the_dense_training(
+    smallest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(SCALES["tiny"], "dcgan", dataclasses.replace(SMALLEST, dense_steps=400))
+    root = smallest("effort --task dcgan --shares 50,100")
+    assert [share for *_, share in _runs(root, "effort")] == [0.5, 1.0]
+    heads = list(_rows(root, "effort")["b"])
+    assert heads[2:] == ["5 % of the dense training", "10 % of the dense training"]
+
+
+def test_compare_runs_any_schedules_at_several_learning_rates(smallest: Callable[[str], Path]):
+    root = smallest("compare dcgan/oneshot_50 dcgan/agp_50 --lr-factors 1,0.5")
+    assert _runs(root, "compare") == [
+        ("oneshot_50", None, 1.0, 1.0),
+        ("agp_50", None, 1.0, 1.0),
+        ("oneshot_50", None, 0.5, 1.0),
+        ("agp_50", None, 0.5, 1.0),
+    ]
+    config = json.loads((root / "seed0" / "agp_50_lr_x0.5" / "config.json").read_text())
+    assert config["lr"] == pytest.approx(1e-4)
+    assert list(_rows(root, "compare")) == [
+        *("oneshot_50", "agp_50", "oneshot_50, learning rate × 0.5", "agp_50, learning rate × 0.5")
+    ]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_table3_has_psnr_ssim_and_fid_of_each_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = {"image_size": 64, "width": 4, "blocks": 1, "perceptual": "none", "pixel_weight": 1.0}
+    monkeypatch.setitem(SCALES["tiny"], "srgan", Scale(sizes, 20, 4, 2))
+    assert main(["table3", "--scale", "tiny", "-o", str(tmp_path), "--jobs", "1", "--cpu"]) == 0
+    rows = _rows(tmp_path / "srgan", "table3")
+    assert list(rows) == ["dense", "filter", "element"]
+    for title in ("PSNR photos", "SSIM photos", "FID photos"):
+        assert float(rows["element"][title]) > 0
+    assert rows["filter"]["in the paper (PSNR, SSIM, FID)"].startswith("Set5: 30.23, 0.860, 35.51; Set14")
+
+
+def test_a_study_by_training_pictures_never_measures_test_pictures(smallest: Callable[[str], Path]):
+    root = smallest("compare dcgan/oneshot_50 --judged-on train")
+    (metric, *_), *_ = [item["result"]["metrics"] for item in json.loads((root / "compare.json").read_text())]
+    assert "train" in metric["name"] or "all1797" in metric["name"]  # the digits have no test split
 
 
 @pytest.mark.parametrize(

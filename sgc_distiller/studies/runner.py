@@ -112,11 +112,7 @@ def _result(folder: Path) -> Record | None:
     """Return the result of a run that has ended, also where it has not been measured."""
     if not folder.is_dir():
         return None
-    own = [
-        record
-        for record in RunFolder(folder, create=False).records("result")
-        if str(record["checkpoint"]).endswith("checkpoint.pth.tar")
-    ]
+    own = RunFolder(folder, create=False).own_results()
     return own[-1] if own else None
 
 
