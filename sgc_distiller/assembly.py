@@ -29,9 +29,21 @@ from sgc_distiller.tasks import build_task
 from sgc_distiller.tasks.base import GANTask, Role
 from sgc_distiller.tasks.evaluation import Sheet
 
-__all__ = ["Run", "resumable"]
+__all__ = ["Run", "keep_data", "resumable"]
 
 Record = dict[str, Any]
+
+_kept: dict[str, Samples] | None = None
+
+
+def keep_data() -> None:
+    """Let the runs of this process share the data sets that they open.
+
+    For processes that run many experiments on data that do not change meanwhile: preparing MNIST's pictures
+    takes as long as pruning on them.
+    """
+    global _kept
+    _kept = {} if _kept is None else _kept
 
 
 class Run:
@@ -62,7 +74,12 @@ class Run:
 
     def _open(self, split: Literal["train", "test"]) -> Samples:
         share = self.options.train_size if split == "train" else 1.0
-        return self.task.open_data(self.options.data, split, share)
+        if _kept is None:
+            return self.task.open_data(self.options.data, split, share)
+        key = repr((self.task.name, self.task.options, self.options.data, split, share))
+        if key not in _kept:
+            _kept[key] = self.task.open_data(self.options.data, split, share)
+        return _kept[key]
 
     @property
     def test_data(self) -> Samples:

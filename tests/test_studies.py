@@ -25,14 +25,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sgc_distiller import checkpoints
+from sgc_distiller import assembly, checkpoints
 from sgc_distiller.app import main
 from sgc_distiller.errors import UserError
 from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.schedule import Schedule
 from sgc_distiller.seeding import seed_for
-from sgc_distiller.studies import presets, runner, tables, worker
+from sgc_distiller.settings import resolve
+from sgc_distiller.studies import presets, runner, studies, tables, worker
 from sgc_distiller.studies.comparing import paired_difference, rank_correlation
 from sgc_distiller.studies.experiments import Experiment, Setting
 from sgc_distiller.studies.gates import failures
@@ -523,6 +524,18 @@ def test_measures_are_read_whole_or_not_at_all(whole: tuple[list[Experiment], li
     assert finished(b) == whole[1][1].result
 
 
+def test_workers_share_data_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(assembly, "_kept", None)
+    options = resolve({"task": "dcgan", "task_options": SMALLEST.sizes, "device": "cpu"})
+    assert assembly.Run(options).data is not assembly.Run(options).data
+    assembly.keep_data()
+    first = assembly.Run(options)
+    assert assembly.Run(options).data is first.data
+    assert assembly.Run(dataclasses.replace(options, train_size=0.5)).data is not first.data
+    other = dataclasses.replace(options, task_options={"image_size": 32, "width": 4})
+    assert assembly.Run(other).data is not first.data
+
+
 # The command line.
 
 
@@ -634,15 +647,31 @@ def test_compare_runs_any_schedules_at_several_learning_rates(smallest: Callable
     ]
 
 
-@pytest.mark.usefixtures("in_process")
 def test_table3_has_psnr_ssim_and_fid_of_each_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sizes = {"image_size": 64, "width": 4, "blocks": 1, "perceptual": "none", "pixel_weight": 1.0}
-    monkeypatch.setitem(SCALES["tiny"], "srgan", Scale(sizes, 20, 4, 2))
-    assert main(["table3", "--scale", "tiny", "-o", str(tmp_path), "--jobs", "1", "--cpu"]) == 0
+    def made_up(planned: list[Experiment], *_: Any) -> list[Outcome]:
+        assert [item.row for item in planned] == ["dense", "filter", "element"]
+        assert [item.file.parent.name for item in planned[1:]] == ["granularity", "srgan"]
+        metrics = [
+            {"name": f"{kind} {title}[{rest}]", "value": value}
+            for title in ("Set5", "Set14")
+            for kind, rest, value in (
+                *(("PSNR", "RGB; x", 25.0), ("PSNR", "Y; x", 27.5)),
+                *(("SSIM", "RGB; x", 0.6), ("SSIM", "Y; x", 0.7)),
+                ("FID", "x", 12.0),
+            )
+        ]
+        record = {"metrics": metrics, "supervised_loss": 1.0}
+        failed = Outcome(planned[1], None, "no memory")
+        return [Outcome(planned[0], record), failed, Outcome(planned[2], record)]
+
+    monkeypatch.setattr(studies, "run_all", made_up)
+    assert main(["table3", "--scale", "tiny", "-o", str(tmp_path), "--cpu"]) == 0
     rows = _rows(tmp_path / "srgan", "table3")
-    assert list(rows) == ["dense", "filter", "element"]
-    for title in ("PSNR photos", "SSIM photos", "FID photos"):
-        assert float(rows["element"][title]) > 0
+    assert list(rows) == ["dense", "filter", "filter failed", "element"]
+    assert rows["element"]["PSNR Set5"] == "27.50"  # on Y, as the paper's must be
+    assert rows["element"]["SSIM Set14"] == "0.7000"
+    assert rows["dense"]["FID Set14"] == "12.00"
+    assert rows["filter failed"]["in the paper (PSNR, SSIM, FID)"] == "no memory"
     assert rows["filter"]["in the paper (PSNR, SSIM, FID)"].startswith("Set5: 30.23, 0.860, 35.51; Set14")
 
 

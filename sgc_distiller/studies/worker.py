@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sgc_distiller.assembly import keep_data
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, train
 from sgc_distiller.settings import resolve
@@ -31,6 +32,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    keep_data()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
         reason = ""
