@@ -143,7 +143,7 @@ def test_unknown_scales_and_tasks_are_named(name: str, task: str, text: str):
     [
         ("stargan", "table1/b_self_supervised", "paper", 200),
         ("stargan", "table1/a_none", "paper", 2000),
-        ("stargan", "table1/b_self_supervised", "small", 5),
+        ("stargan", "table1/b_self_supervised", "small", 20),
         ("dcgan", "table1/b_self_supervised", "paper", 117),  # 10 % of 23,450 in 20 epochs
         ("dcgan", "dcgan/paper_50", "paper", 117),
         ("dcgan", "dcgan/paper_50", "small", 15),

@@ -54,7 +54,7 @@ SCALES: dict[str, dict[str, Scale]] = {
         "pix2pix": Scale({"image_size": 64, "width": 16}, 4_000, 400),
         "cyclegan": Scale({"image_size": 64, "width": 16, "blocks": 4}, 2_500, 140),
         "stargan": Scale(
-            {"image_size": 32, "width": 16, "blocks": 3, "test_last": 1_000}, 1_000, 2_000, 16, 5e-4
+            {"image_size": 32, "width": 16, "blocks": 3, "test_last": 1_000}, 4_000, 2_000, 16, 5e-4
         ),
         "srgan": Scale({"image_size": 64, "width": 32, "blocks": 4, "pixel_weight": 1.0}, 2_000, 740),
     },
