@@ -76,7 +76,8 @@ def _panels(folder: Path) -> list[dict[str, str]]:
 
 def _curve(outcome: Outcome) -> dict[str, Any] | None:
     """Return the chart of what generator and discriminator minimised, over the steps."""
-    steps = RunFolder(outcome.experiment.folder, create=False).records("step")
+    folder = outcome.experiment.folder
+    steps = RunFolder(folder, create=False).records("step") if folder.is_dir() else []
     if not steps:
         return None
     x = [item["step"] for item in steps]
