@@ -27,6 +27,7 @@ from sgc_distiller.resources import find_schedule
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.studies.studies import STUDIES
 from sgc_distiller.study_arguments import request_of
+from sgc_distiller.task_arguments import task_options
 from sgc_distiller.terminal import WIDTH, Terminal
 
 __all__ = ["compress_gan", "main"]
@@ -138,7 +139,7 @@ def _schedule(parsed: argparse.Namespace, terminal: Terminal) -> None:
     """Check a schedule, print what it does, and write what was asked for."""
     _set_up_logging(verbose=False)
     given = {key: value for key, value in vars(parsed).items() if value is not None}
-    task, sizes, weights = given.get("task"), arguments.task_options(parsed), given.get("weights_from")
+    task, sizes, weights = given.get("task"), task_options(parsed), given.get("weights_from")
     if weights:
         known = resolve({"weights_from": weights, "task_options": sizes, **({"task": task} if task else {})})
         task, sizes = known.task, dict(known.task_options)

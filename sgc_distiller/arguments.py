@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sgc_distiller._version import __version__
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.study_arguments import add_study_commands
+from sgc_distiller.task_arguments import add_sizes, task_options
 from sgc_distiller.tasks import TASKS, find_task
-from sgc_distiller.yaml_source import scalar
 
-__all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser", "task_options"]
+__all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser"]
 
 _LATER = "this version trains, prunes and measures; it neither inspects, thins nor exports"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
@@ -158,27 +158,13 @@ def _add_schedule_command(commands: Any) -> None:
     add(
         "--exp-load-weights-from", dest="weights_from", metavar="PATH", help="... and against this checkpoint"
     )
-    _add_sizes(add)
+    add_sizes(add)
     add("--lr", "--learning-rate", dest="lr", type=float, metavar="R", help="initial rate (default: task's)")
     add("--plot", metavar="FILE", help="also draw it: FILE.png, FILE.svg or FILE.pdf")
     add(
         "--plain",
         metavar="FILE",
         help="also write it as Intel's Distiller reads it (needs -a or a checkpoint)",
-    )
-
-
-def _add_sizes(add: Callable[..., Any]) -> None:
-    add("--image-size", type=int, metavar="N", help="height and width in pixels")
-    add("--channels", type=int, metavar="N", help="1 for grey, 3 for colour")
-    add("--width", type=int, metavar="N", help="channels of the narrowest hidden layer")
-    add(
-        "-O",
-        "--task-option",
-        dest="other_options",
-        action="append",
-        metavar="NAME=VALUE",
-        help="another option of the task, such as direction=BtoA; may be repeated",
     )
 
 
@@ -248,7 +234,7 @@ def _add_training(parser: Parser) -> None:
     )
     add("--wd", "--weight-decay", dest="weight_decay", type=float, metavar="W", help="default: 0")
     add("-j", "--workers", type=int, metavar="N", help="processes that decode pictures (default: 2)")
-    _add_sizes(add)
+    add_sizes(add)
     add(
         "--kd-distill-wt",
         "--kd-dw",
@@ -304,7 +290,6 @@ def _add_surroundings(parser: Parser) -> None:
     add("--cpu", action="store_true", default=False, help="use no GPU")
 
 
-_TASK_OPTIONS = ("image_size", "channels", "width")
 _NOT_OPTIONS = (
     "other_options",
     "command",
@@ -351,18 +336,6 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--gpus: expected the number of one GPU, got {arguments.gpus!r}; a run uses one")
         given["device"] = f"cuda:{arguments.gpus}"
     return given
-
-
-def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the sizes of the task that a person gave."""
-    given = vars(arguments)
-    options = {name: given[name] for name in _TASK_OPTIONS if given.get(name) is not None}
-    for text in given.get("other_options") or []:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip():
-            raise UserError(f"-O {text}: expected NAME=VALUE, such as -O direction=BtoA")
-        options[name.strip().replace("-", "_")] = scalar(value)
-    return options
 
 
 def is_evaluation(arguments: argparse.Namespace) -> bool:

@@ -13,6 +13,7 @@ import torch
 from sgc_distiller.errors import UserError
 from sgc_distiller.studies.scales import SCALES
 from sgc_distiller.studies.studies import Request
+from sgc_distiller.task_arguments import add_sizes, task_options
 
 __all__ = ["HELPS", "add_study_commands", "request_of"]
 
@@ -58,6 +59,8 @@ def _add_common(add: Callable[..., Any]) -> None:
         help="data set; with several tasks TASK=DIR, may be repeated (default: the bundled ones)",
     )
     add("--scale", default="small", metavar="NAME", help=f"{', '.join(SCALES)} (default: small)")
+    add("--dense-steps", type=int, metavar="N", help="generator updates of the dense training (scale's)")
+    add_sizes(add)
     add("--sparsity", metavar="LIST", help="in %% (default: the study's)")
     add("--seeds", type=int, default=1, metavar="N", help="how many seeds (default: 1)")
     add("--first-seed", type=int, default=0, metavar="N", help="the first of them (default: 0)")
@@ -86,6 +89,7 @@ def request_of(parsed: argparse.Namespace) -> Request:
     jobs = given.get("jobs")
     for flag, value, low in (
         ("--jobs", jobs, 1),
+        ("--dense-steps", given.get("dense_steps"), 1),
         ("--seeds", parsed.seeds, 1),
         ("--first-seed", parsed.first_seed, 0),
     ):
@@ -101,6 +105,8 @@ def request_of(parsed: argparse.Namespace) -> Request:
         data=_data(given.get("data") or [], tasks, parsed.command),
         scale=parsed.scale,
         sparsities=tuple(sparsities),
+        options=task_options(parsed),
+        dense_steps=given.get("dense_steps"),
         rows=tuple(rows) if isinstance(rows, list) else _words(rows),
         seeds=tuple(range(parsed.first_seed, parsed.first_seed + parsed.seeds)),
         jobs=jobs or (1 if on_gpu else os.cpu_count() or 1),

@@ -14,6 +14,7 @@ from sgc_distiller import yaml_source
 from sgc_distiller.errors import UserError
 from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder, atomic_write
+from sgc_distiller.settings import resolve
 from sgc_distiller.studies.experiments import Experiment
 from sgc_distiller.studies.measures import read_measures
 from sgc_distiller.studies.workers import Workers
@@ -184,9 +185,9 @@ def _refuse_other_run(experiment: Experiment) -> None:
         for name, value in options.items()
         if known.get(name) != value
     ]
-    data = experiment.setting.data
-    if experiment.trains_dense and data and Path(data).expanduser().absolute() != Path(str(config["data"])):
-        differing.append(f"data {config['data']} there, {data} asked")
+    if experiment.trains_dense:
+        data = resolve(given).data
+        differing += [f"data {config['data']} there, {data} asked"] if data != config["data"] else []
     if yaml_source.scalar(folder.schedule()) != yaml_source.scalar(experiment.text()):
         differing.append(f"another schedule than {experiment.file} is now")
     if differing:

@@ -31,6 +31,7 @@ from sgc_distiller.studies.tables import (
     table1,
     values_of,
 )
+from sgc_distiller.tasks import build_task
 from sgc_distiller.wording import number
 
 __all__ = ["STUDIES", "Request", "compare", "effort", "granularity", "table1_study", "table2", "table3"]
@@ -59,6 +60,8 @@ class Request:
         judged_on: ``test`` or ``train`` pictures.
         lr_factors: Learning rates that every row is run at, relative to its own.
         shares: Of the schedules' steps.
+        options: Options of the task in the place of the scale's; of a single task.
+        dense_steps: Generator updates of the dense training in the place of the scale's.
     """
 
     out: Path
@@ -74,10 +77,18 @@ class Request:
     judged_on: str = "test"
     lr_factors: tuple[float, ...] = (1.0,)
     shares: tuple[float, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dense_steps: int | None = None
 
     def setting(self, task: str) -> Setting:
         """Return what the runs of a task share."""
         scale = scale_of(self.scale, task)
+        scale = dataclasses.replace(
+            scale,
+            sizes={**scale.sizes, **self.options},
+            dense_steps=self.dense_steps or scale.dense_steps,
+        )
+        build_task(task, scale.sizes)  # finds what cannot be before anything is trained
         if self.scale == "paper" and task not in self.data:
             raise UserError(
                 f"--scale paper: expected the baseline's data for {task}, got none; give --data {task}=DIR"

@@ -110,10 +110,10 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
         gate: Why the table is not to be believed, if so.
     """
     printed = paper_tables()["table1"]
-    rows: dict[str, list[Outcome]] = {}
+    rows: dict[tuple[str, float], list[Outcome]] = {}
     for outcome in outcomes:
-        key = "a" if outcome.experiment.trains_dense else outcome.experiment.row
-        rows.setdefault(key, []).append(outcome)
+        item = outcome.experiment
+        rows.setdefault(("a" if item.trains_dense else item.row, item.lr_factor), []).append(outcome)
     names = distances(outcomes)
     measured = tuple(
         text
@@ -127,18 +127,19 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
         *(f"paper: {name}" for name in printed["columns"][1:-1]),
     )
     lines = []
-    for key in sorted(rows, key=lambda key: (len(key) > 2, key)):
-        own = rows[key]
+    for (key, factor), own in sorted(rows.items(), key=lambda row: (len(row[0][0]) > 2, row[0])):
         known = [str(text) for text in printed["rows"].get(key[0], [])] if len(key) <= 2 else []
         file = own[0].experiment.file.stem
         technique = known[0] if len(key) == 1 else f"variant: {file}" if known else file
-        line = [f"({key})" if known else key, technique, known[-1] if len(key) == 1 else MISSING]
+        label = (f"({key})" if known else key) + _at_rate(factor)
+        line = [label, technique, known[-1] if len(key) == 1 else MISSING]
         for name in names:
-            values, dense = values_of(own, name), values_of(rows.get("a", []), name)
+            values, dense = values_of(own, name), values_of(rows.get(("a", 1.0), []), name)
             line.append(_or_reason(own, spread(values)))
             line.append(spread({s: v / dense[s] for s, v in values.items() if dense.get(s)}))
-            other = values_of(rows.get(reference, []), name)
-            line.append(MISSING if key == reference else _against(paired_difference(values, other)))
+            other = rows.get((reference, 1.0), [])
+            rival = paired_difference(values, values_of(other, name))
+            line.append(MISSING if own is other else _against(rival))
         line += [spread(values_of(own, name)) for name in kernel]
         line += _closing(own)
         line += known[1:-1] if len(key) == 1 else [MISSING] * (len(printed["columns"]) - 2)
@@ -188,8 +189,11 @@ def by_sparsity(
 
 
 def _label(outcome: Outcome) -> str:
-    factor = outcome.experiment.lr_factor
-    return outcome.experiment.row + ("" if factor == 1.0 else f", learning rate × {factor:g}")
+    return outcome.experiment.row + _at_rate(outcome.experiment.lr_factor)
+
+
+def _at_rate(factor: float) -> str:
+    return "" if factor == 1.0 else f", learning rate × {factor:g}"
 
 
 def _at(outcome: Outcome, column: str) -> str:
