@@ -96,15 +96,20 @@ def request_of(parsed: argparse.Namespace) -> Request:
         if value is not None and value < low:
             raise UserError(f"{flag}: expected at least {low}, got {value}")
     sparsities = [value / 100 for value in _numbers(given.get("sparsity"), "--sparsity")]
-    wrong = [value for value in sparsities if not 0 <= value < 1]
+    wrong = [value for value in sparsities if not 0 < value < 1]
     if wrong:
-        raise UserError(f"--sparsity: expected percentages from 0 to below 100, got {100 * wrong[0]:g}")
+        raise UserError(f"--sparsity: expected percentages between 0 and 100, got {100 * wrong[0]:g}")
+    factors = _positive(given.get("lr_factors"), "--lr-factors") or [1.0]
+    if 1.0 not in factors:
+        raise UserError(
+            "--lr-factors: expected 1 among them, since rows are compared with the reference at 1"
+        )
     return Request(
         out=Path(parsed.out_dir),
         tasks=tasks,
         data=_data(given.get("data") or [], tasks, parsed.command),
         scale=parsed.scale,
-        sparsities=tuple(sparsities),
+        sparsities=tuple(dict.fromkeys(sparsities)),
         options=task_options(parsed),
         dense_steps=given.get("dense_steps"),
         rows=tuple(rows) if isinstance(rows, list) else _words(rows),
@@ -112,11 +117,8 @@ def request_of(parsed: argparse.Namespace) -> Request:
         jobs=jobs or (1 if on_gpu else os.cpu_count() or 1),
         device="cpu" if parsed.cpu else None,
         judged_on=parsed.judged_on,
-        lr_factors=tuple(_positive(_numbers(given.get("lr_factors"), "--lr-factors"), "--lr-factors"))
-        or (1.0,),
-        shares=tuple(
-            value / 100 for value in _positive(_numbers(given.get("shares"), "--shares"), "--shares")
-        ),
+        lr_factors=tuple(dict.fromkeys(factors)),
+        shares=tuple(value / 100 for value in _positive(given.get("shares"), "--shares")),
     )
 
 
@@ -131,7 +133,8 @@ def _numbers(text: str | None, flag: str) -> list[float]:
         raise UserError(f"{flag}: expected numbers with commas between them, got {text!r}") from None
 
 
-def _positive(values: list[float], flag: str) -> list[float]:
+def _positive(text: str | None, flag: str) -> list[float]:
+    values = _numbers(text, flag)
     for value in values:
         if not value > 0:
             raise UserError(f"{flag}: expected numbers above 0, got {value:g}")
@@ -153,10 +156,16 @@ def _data(given: list[str], tasks: tuple[str, ...], study: str) -> dict[str, str
     found: dict[str, str] = {}
     for text in given:
         task, sign, folder = text.partition("=")
-        if sign and task in SCALES["tiny"]:
-            found[task] = folder
-        elif len(own) == 1:
-            found[own[0]] = text
+        is_named = bool(sign) and task in SCALES["tiny"]
+        if is_named and own and task not in own:
+            raise UserError(
+                f"--data {text}: {task} is not in this study of {', '.join(own)}; add --task {task}"
+            )
+        name = task if is_named else own[0] if len(own) == 1 else ""
+        if name in found:
+            raise UserError(f"--data {text}: {name} has data already, {found[name]}; give one folder a task")
+        if name:
+            found[name] = folder if is_named else text
         else:
             raise UserError(
                 f"--data {text}: expected TASK=DIR, since there are several tasks, with one of "

@@ -59,7 +59,7 @@ ROWS = {
     "d": Expected(0.1),
     "e": Expected(0.1, judge="random"),
     "e'": Expected(0.1),
-    "f": Expected(0.5, "random", "random"),
+    "f": Expected(1.0, "random", "random"),
     "g": Expected(0.1, trained=False, loss=("l1",), teacher_draws=True),
     "h": Expected(0.1, loss=("gan", "l1"), teacher_draws=True),
     "h'": Expected(0.1, loss=("gan", "l1"), teacher_draws=True),

@@ -102,7 +102,8 @@ def _networks(run: Run, folder: Path) -> tuple[nn.Module, nn.Module]:
 
 
 def _residual(run: Run, sparse: nn.Module, dense: nn.Module) -> float:
-    evaluation = run.task.evaluations(run.test_data)[0]
+    data = run.data if run.options.judged_on == "train" else run.test_data
+    evaluation = run.task.evaluations(data)[0]
     seed = seed_for(run.options.seed, "residual")
     drawn = [
         _first((item.pictures for item in evaluation.draw(generator, _PICTURES, seed, run.device)), _PICTURES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sgc_distiller import yaml_source
 from sgc_distiller.errors import UserError
-from sgc_distiller.schedule import read_schedule
+from sgc_distiller.schedule import Schedule, read_schedule
 
 __all__ = ["retargeted"]
 
@@ -20,18 +20,18 @@ def retargeted(file: Path, sparsity: float) -> str:
     """Return the text of a schedule whose pruners reach another sparsity.
 
     Every pruner's ``final_sparsity``, ``desired_sparsity`` and ``levels`` become the new one, those of the
-    discriminator's own schedule too; a first sparsity that is above it falls to it. A narrower student
+    discriminator's own schedule too; a first sparsity that is not below it becomes 0. A narrower student
     (``width`` other than 1) gets the width at which its weights are about ``1 - sparsity`` of the dense ones.
 
     Args:
         file: The schedule.
-        sparsity: In [0, 1).
+        sparsity: In (0, 1).
 
     Raises:
         UserError: If the schedule cannot be read, or has no target that could be another one.
     """
-    if not 0 <= sparsity < 1:
-        raise UserError(f"--sparsity: expected a percentage from 0 to below 100, got {100 * sparsity:g}")
+    if not 0 < sparsity < 1:
+        raise UserError(f"--sparsity: expected percentages between 0 and 100, got {100 * sparsity:g}")
     read_schedule(file)  # finds its mistakes
     root, _ = yaml_source.read_file(file)
     schedule: dict[str, Any] = deepcopy(root.value)
@@ -48,6 +48,7 @@ def retargeted(file: Path, sparsity: float) -> str:
             f"{file}: expected a pruner with final_sparsity, desired_sparsity or levels, which --sparsity "
             "could change, got none; leave --sparsity out"
         )
+    Schedule.from_dict(schedule)
     source = file.parent.name + "/" + file.name
     return f"# {source} at a sparsity of {100 * sparsity:g} %\n{yaml_source.write(schedule)}"
 
@@ -63,6 +64,6 @@ def _retarget(schedule: dict[str, Any], sparsity: float) -> int:
         if isinstance(pruner.get("levels"), dict):
             pruner["levels"] = dict.fromkeys(pruner["levels"], sparsity)
             changed += 1
-        if "initial_sparsity" in pruner:
-            pruner["initial_sparsity"] = min(pruner["initial_sparsity"], sparsity)
+        if pruner.get("initial_sparsity", 0.0) >= sparsity:
+            pruner["initial_sparsity"] = 0.0  # a ramp rises
     return changed

@@ -18,7 +18,7 @@ from sgc_distiller.settings import resolve
 from sgc_distiller.studies.experiments import Experiment
 from sgc_distiller.studies.measures import read_measures
 from sgc_distiller.studies.workers import Workers
-from sgc_distiller.wording import duration
+from sgc_distiller.wording import duration, number, short_name
 
 __all__ = ["Outcome", "exclusive", "finished", "run_all"]
 
@@ -67,15 +67,16 @@ def run_all(
     Raises:
         UserError: If a folder holds a run with other settings than are asked for now.
     """
+    experiments = _distinct(experiments)
     for experiment in experiments:
         _refuse_other_run(experiment)
     if not experiments:
         return []
     workers = Workers(threads, experiments[0].setting.root / "workers.log")
     study = _Study(workers, console or Console(), len(experiments))
-    for experiment in experiments:
+    for file, experiment in {item.schedule_file: item for item in experiments}.items():
         if experiment.sparsity is not None:
-            atomic_write(experiment.schedule_file, experiment.text())
+            atomic_write(file, experiment.text())
     dense = [item for item in experiments if item.trains_dense]
     others = [item for item in experiments if not item.trains_dense]
     outcomes: dict[int, Outcome] = {}
@@ -101,6 +102,24 @@ def run_all(
     pool.shutdown()
     workers.stop()
     return [outcomes[id(item)] for item in experiments]
+
+
+def _distinct(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Return experiments without repetitions.
+
+    Raises:
+        UserError: If two different ones would have the same folder or file.
+    """
+    kept: dict[Path, Experiment] = {}
+    for item in experiments:
+        for place in (item.folder, item.schedule_file if item.sparsity is not None else item.folder):
+            other = kept.setdefault(place, item)
+            if other.file != item.file:
+                raise UserError(
+                    f"{item.file} and {other.file} have the same name and would share {place}; rename one of "
+                    "them, or compare them in two studies with -o"
+                )
+    return list({item.folder: item for item in experiments}.values())
 
 
 def finished(experiment: Experiment) -> Record | None:
@@ -150,7 +169,7 @@ def _say(study: _Study, outcome: Outcome, note: str = "") -> Outcome:
         study.console.note(f"{place} {about}: failed: {outcome.reason}")
     else:
         first = result["metrics"][0] if result["metrics"] else None
-        named = "no metric" if first is None else f"{first['name'].partition('[')[0]} {first['value']:.4g}"
+        named = "no metric" if first is None else f"{short_name(first)} {number(first['value'])}"
         study.console.note(f"{place} {about}: {named}; {note or duration(result['seconds'])}")
     return outcome
 
@@ -171,6 +190,12 @@ def _refuse_other_run(experiment: Experiment) -> None:
     """Refuse a folder in which a run with other settings lies, so that no table mixes them."""
     if not (experiment.folder / "checkpoint.pth.tar").is_file():
         return
+    if not (experiment.dense_folder / "checkpoint.pth.tar").is_file():
+        raise UserError(
+            f"{experiment.folder}: was pruned from a dense GAN that is no longer in "
+            f"{experiment.dense_folder}; put it back, or remove {experiment.folder.parent}, since its runs "
+            "belong together"
+        )
     folder = RunFolder(experiment.folder, create=False)
     config, given = folder.config(), experiment.settings()
     differing = [
@@ -178,22 +203,21 @@ def _refuse_other_run(experiment: Experiment) -> None:
         for name, wanted in _COMPARED
         if config.get(name) != wanted(experiment, given)
     ]
-    options = given.get("task_options", {})
-    known = config.get("task_options", {})
+    setting, known = experiment.setting, config.get("task_options", {})
     differing += [
         f"{name} {known.get(name)!r} there, {value!r} asked"
-        for name, value in options.items()
+        for name, value in setting.scale.sizes.items()
         if known.get(name) != value
     ]
-    if experiment.trains_dense:
-        data = resolve(given).data
-        differing += [f"data {config['data']} there, {data} asked"] if data != config["data"] else []
+    data = resolve({"task": setting.task, **({"data": setting.data} if setting.data else {})}).data
+    if data != config["data"]:
+        differing.append(f"data {config['data']} there, {data} asked")
     if yaml_source.scalar(folder.schedule()) != yaml_source.scalar(experiment.text()):
         differing.append(f"another schedule than {experiment.file} is now")
     if differing:
         raise UserError(
             f"{experiment.folder}: holds a run with other settings ({'; '.join(differing)}); name another "
-            "folder with -o, or remove that one"
+            f"folder with -o, or remove {experiment.folder.parent}, since its runs belong together"
         )
 
 

@@ -14,10 +14,9 @@ from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
 from sgc_distiller.runs import atomic_write
 from sgc_distiller.studies import presets
-from sgc_distiller.studies.comparing import rank_correlation
+from sgc_distiller.studies.evidence import correlations, yardstick
 from sgc_distiller.studies.experiments import Experiment, Setting
 from sgc_distiller.studies.gates import failures
-from sgc_distiller.studies.measures import residual_of_dense
 from sgc_distiller.studies.pages import write_page
 from sgc_distiller.studies.presets import Row
 from sgc_distiller.studies.runner import Outcome, exclusive, run_all
@@ -27,12 +26,12 @@ from sgc_distiller.studies.tables import (
     by_sparsity,
     distances,
     paper_tables,
+    reached,
     spread,
     table1,
     values_of,
 )
 from sgc_distiller.tasks import build_task
-from sgc_distiller.wording import number
 
 __all__ = ["STUDIES", "Request", "compare", "effort", "granularity", "table1_study", "table2", "table3"]
 
@@ -102,21 +101,21 @@ class Request:
 
 def table1_study(request: Request, console: Console) -> list[Table]:
     """Run the rows of Table 1 and return it: by default all fourteen, of StarGAN, at 50 %."""
+    sparsities = request.sparsities or (0.5,)
+    rows = request.tried(presets.table1_rows(list(request.rows) or None))
     tables = []
-    for task in request.tasks or ("stargan",):
-        setting = request.setting(task)
-        sparsities = request.sparsities or (0.5,)
-        rows = request.tried(presets.table1_rows(list(request.rows) or None))
+    for setting in [request.setting(task) for task in request.tasks or ("stargan",)]:
         outcomes = _run(request, setting, presets.pruning(setting, rows, request.seeds, sparsities), console)
         dense = [item for item in outcomes if item.experiment.trains_dense]
+        made = []
         for sparsity in sparsities:
             own = [item for item in outcomes if item.experiment.sparsity == sparsity]
-            made = table1([*dense, *own], gate=failures(dense))
-            made = dataclasses.replace(made, title=f"Table 1: {task}, {100 * sparsity:g} %, {request.scale}")
-            made.notes.extend(_yardstick(setting, dense))
-            made.notes.extend(_correlations([*dense, *own]))
-            tables.append(made)
-        _write(setting.root, "table1", tables[-len(sparsities) :], outcomes)
+            one = table1([*dense, *own], gate=failures(dense))
+            title = f"Table 1: {setting.task}, {100 * sparsity:g} %, {request.scale}"
+            made.append(dataclasses.replace(one, title=title))
+        made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
+        _write(setting.root, "table1", made, outcomes)
+        tables += made
     return tables
 
 
@@ -201,16 +200,24 @@ def table3(request: Request, console: Console) -> list[Table]:
     """Prune SRGAN's filters and elements to 50 % and return Table 3: PSNR, SSIM and FID by test set."""
     if request.tasks not in ((), ("srgan",)):
         raise UserError(f"--task: expected srgan, whose table this is, got {', '.join(request.tasks)}")
+    if request.lr_factors != (1.0,):
+        raise UserError("--lr-factors: Table 3 has one learning rate; compare others with `sgc compare`")
     setting = request.setting("srgan")
-    sparsity = request.sparsities or (0.5,)
+    sparsities = request.sparsities or (0.5,)
     rows = [
         Row("filter", find_schedule("granularity/filter")),
         Row("element", find_schedule("srgan/paper_50")),
     ]
-    outcomes = _run(request, setting, presets.pruning(setting, rows, request.seeds, sparsity), console)
-    made = _table3(outcomes)
-    _write(setting.root, "table3", [made], outcomes)
-    return [made]
+    outcomes = _run(request, setting, presets.pruning(setting, rows, request.seeds, sparsities), console)
+    dense = [item for item in outcomes if item.experiment.trains_dense]
+    made = []
+    for sparsity in sparsities:
+        own = [item for item in outcomes if item.experiment.sparsity == sparsity]
+        made.append(_table3(f"Table 3: super-resolution, {100 * sparsity:g} %", [*dense, *own]))
+    made.append(reached("Table 3: what else is known", outcomes))
+    made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
+    _write(setting.root, "table3", made, outcomes)
+    return made
 
 
 STUDIES: dict[str, Callable[[Request, Console], list[Table]]] = {
@@ -223,7 +230,7 @@ STUDIES: dict[str, Callable[[Request, Console], list[Table]]] = {
 }
 
 
-def _table3(outcomes: Sequence[Outcome]) -> Table:
+def _table3(title: str, outcomes: Sequence[Outcome]) -> Table:
     printed = paper_tables()["table3"]
     names = [
         name for start in ("PSNR", "SSIM", "FID") for name in distances(outcomes, start) if "RGB" not in name
@@ -240,7 +247,7 @@ def _table3(outcomes: Sequence[Outcome]) -> Table:
         if failed:
             lines.append((f"{key} failed", *[""] * len(names), "; ".join(failed)))
     notes = [f"{_titled(name)} is {name}." for name in names]
-    return Table("Table 3: super-resolution", columns, lines, notes)
+    return Table(title, columns, lines, notes)
 
 
 def _titled(name: str) -> str:
@@ -259,27 +266,46 @@ def _grid(
     column: str = "sparsity",
 ) -> list[Table]:
     """Run the experiments of each task and return a table a task and metric."""
-    settings = [request.setting(task) for task in tasks]  # finds all mistakes before anything runs
+    settings = [request.setting(task) for task in tasks]
+    plans = [
+        (setting, experiments(setting)) for setting in settings
+    ]  # finds all mistakes before anything runs
     tables: list[Table] = []
-    for setting in settings:
-        planned = [
-            dataclasses.replace(item, row=renamed.get(item.row, item.row)) for item in experiments(setting)
-        ]
+    for setting, planned in plans:
+        planned = [dataclasses.replace(item, row=renamed.get(item.row, item.row)) for item in planned]
         outcomes = _run(request, setting, planned, console)
         dense = [item for item in outcomes if item.experiment.trains_dense]
         made = []
-        for metric in [*distances(outcomes), *distances(outcomes, "KID")]:
-            one = by_sparsity(f"{title}, {setting.task}", outcomes, metric, column, reference)
-            one.notes[:0] = failures(dense)
-            if name == "table2":
-                one.rows.extend(_printed(setting.task, metric, one))
-            made.append(one)
-        if not made:
+        for text, shown in _groups(f"{title}, {setting.task}", outcomes, column):
+            for metric in [*distances(shown), *distances(shown, "KID")]:
+                one = by_sparsity(text, shown, metric, column, reference)
+                one.notes[:0] = failures(dense)
+                if name == "table2":
+                    one.rows.extend(_printed(setting, metric, one))
+                made.append(one)
+            made.append(reached(f"{text}: what else is known", shown, column))
+        made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
+        if not distances(outcomes):
             made = [_only_failures(title, outcomes)]
-        made[0].notes.extend([*_yardstick(setting, dense), *_correlations(outcomes)])
         _write(setting.root, name, made, outcomes)
         tables += made
     return tables
+
+
+def _groups(title: str, outcomes: Sequence[Outcome], column: str) -> list[tuple[str, list[Outcome]]]:
+    """Return what stands in tables of its own: all, or, where columns are shares, each sparsity."""
+    if column == "sparsity":
+        return [(title, list(outcomes))]
+    dense = [item for item in outcomes if item.experiment.trains_dense]
+    others = [item for item in outcomes if not item.experiment.trains_dense]
+    asked = list(dict.fromkeys(item.experiment.sparsity for item in others))
+    return [
+        (
+            title if sparsity is None else f"{title}, {100 * sparsity:g} %",
+            [*dense, *(item for item in others if item.experiment.sparsity == sparsity)],
+        )
+        for sparsity in asked
+    ]
 
 
 def _only_failures(title: str, outcomes: Sequence[Outcome]) -> Table:
@@ -289,12 +315,17 @@ def _only_failures(title: str, outcomes: Sequence[Outcome]) -> Table:
     return Table(title, ("run", "seed", "failed"), rows)
 
 
-def _printed(task: str, metric: str, table: Table) -> list[tuple[str, ...]]:
-    """Return the paper's row of Table 2 for a metric, where the columns are the paper's."""
-    known = paper_tables()["table2"].get(task, {}).get(_titled(metric))
-    if known is None or len(table.columns) != 2 + len(_SPARSITIES):
+def _printed(setting: Setting, metric: str, table: Table) -> list[tuple[str, ...]]:
+    """Return the paper's row of Table 2 for a metric, by the sparsities of the columns."""
+    turned = " BtoA" if setting.scale.sizes.get("direction") == "BtoA" else ""
+    known = paper_tables()["table2"].get(setting.task + turned, {}).get(_titled(metric))
+    if known is None:
         return []
-    return [("the paper", *(f"{value:g}" for value in known))]
+    by_column = {
+        f"{100 * sparsity:g} %": value for sparsity, value in zip(_SPARSITIES, known[1:], strict=True)
+    }
+    cells = [by_column.get(column) for column in table.columns[2:]]
+    return [("the paper", f"{known[0]:g}", *("–" if cell is None else f"{cell:g}" for cell in cells))]
 
 
 def _run(
@@ -303,37 +334,6 @@ def _run(
     with exclusive(setting.root):
         dense = presets.dense(setting, request.seeds)
         return run_all([*dense, *planned], request.jobs, console, request.threads)
-
-
-def _yardstick(setting: Setting, dense: Sequence[Outcome]) -> list[str]:
-    """Return what a residual amounts to between two dense generators of different seeds."""
-    trained = [item.experiment.folder for item in dense if item.result is not None]
-    if len(trained) < 2:
-        return []
-    pictures = setting.root / "two_dense"
-    value = residual_of_dense(trained[0], trained[1], pictures, setting.device)
-    return [f"Residual of two dense generators with different seeds, the yardstick: {number(value)}."]
-
-
-def _correlations(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return how the supervised loss of finished generators goes with their distances."""
-    found = []
-    for metric in [*distances(outcomes, "KID"), *distances(outcomes)]:
-        pairs = [
-            (float(item.result["supervised_loss"]), value)
-            for item in outcomes
-            if item.result is not None and item.result.get("supervised_loss") is not None
-            for value in values_of([item], metric).values()
-            if not item.experiment.trains_dense
-        ]
-        ranked = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
-        if ranked is not None:
-            rho, p = ranked
-            found.append(
-                f"Rank correlation of the supervised loss under the original discriminator with "
-                f"{_titled(metric)}: {rho:.2f} over {len(pairs)} pruned generators (p = {p:.2g})."
-            )
-    return found
 
 
 def _write(root: Path, name: str, tables: Sequence[Table], outcomes: Sequence[Outcome]) -> None:

@@ -16,7 +16,7 @@ from sgc_distiller.studies.comparing import ENOUGH, Difference, mean_and_spread,
 from sgc_distiller.studies.runner import Outcome
 from sgc_distiller.wording import MISSING, duration, number, percent, short_name
 
-__all__ = ["Table", "by_sparsity", "distances", "paper_tables", "spread", "table1", "values_of"]
+__all__ = ["Table", "by_sparsity", "distances", "paper_tables", "reached", "spread", "table1", "values_of"]
 
 Record = dict[str, Any]
 
@@ -177,15 +177,27 @@ def by_sparsity(
             if rival and key != reference:
                 found = paired_difference(values, values_of(rival, name))
                 mark = _mark(found)
-            relative = spread({s: v / base[s] for s, v in values.items() if base.get(s)})
-            line.append(_or_reason(own, f"{spread(values)} (× {relative}){mark}" if values else MISSING))
+            text = spread(values)
+            if values and name.startswith("FID"):  # an unbiased kernel distance may be 0
+                text += f" (× {spread({s: v / base[s] for s, v in values.items() if base.get(s)})})"
+            line.append(_or_reason(own, text + mark))
         lines.append(tuple(line))
-    named = {"sparsity": "%", "share": "% of the dense training"}[column]
-    columns = ("schedule", "dense", *(f"{head} {named}" for head in heads))
+    columns = ("schedule", "dense", *heads)
     notes = _notes([name], outcomes)
     if reference:
         notes.append(_claims(reference))
     return Table(f"{title}: {_short(name)}", columns, lines, notes)
+
+
+def reached(title: str, outcomes: Sequence[Outcome], column: str = "sparsity") -> Table:
+    """Return a table of what else is known of each row of `by_sparsity`: sparsity, residual, loss, time."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for item in outcomes:
+        if not item.experiment.trains_dense:
+            groups.setdefault((_label(item), _at(item, column)), []).append(item)
+    columns = ("schedule", "at", "sparsity", "residual", "supervised loss", "time")
+    rows: list[tuple[str, ...]] = [(*key, *_closing(own)) for key, own in groups.items()]
+    return Table(title, columns, rows)
 
 
 def _label(outcome: Outcome) -> str:
@@ -200,11 +212,8 @@ def _at(outcome: Outcome, column: str) -> str:
     item = outcome.experiment
     if column == "share":
         steps = item.steps_per_epoch * item.epochs
-        return f"{100 * steps / item.setting.scale.dense_steps:g}"
-    if item.sparsity is not None:
-        return f"{100 * item.sparsity:g}"
-    asked = (outcome.result or {}).get("sparsity_asked")
-    return item.file.stem.rpartition("_")[2] if asked is None else f"{round(100 * asked)}"
+        return f"{100 * steps / item.setting.scale.dense_steps:g} % of the dense training"
+    return "as scheduled" if item.sparsity is None else f"{100 * item.sparsity:g} %"
 
 
 def _short(name: str) -> str:

@@ -21,6 +21,7 @@ import torch
 from sgc_distiller.assembly import keep_data
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, train
+from sgc_distiller.report import write_report
 from sgc_distiller.settings import resolve
 from sgc_distiller.studies.measures import measure
 
@@ -63,6 +64,8 @@ def perform(job: dict[str, Any]) -> None:
         if (folder / "checkpoint.pth.tar").is_file():
             given = {"resume_from": str(folder), **{k: v for k, v in given.items() if k == "device"}}
         (train if job["trains_dense"] else compress)(resolve(given))
+    elif not (folder / "report.html").is_file():
+        write_report(folder)
     measure(folder, Path(job["dense"]), given.get("device"))
 
 
