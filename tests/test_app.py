@@ -22,6 +22,7 @@ from tiny import picture_folder
 
 from sgc_distiller import app, arguments, assembly, data, runs, session, wording
 from sgc_distiller.app import main
+from sgc_distiller.assembly import Run
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.experiment_spec import GanSpec
 from sgc_distiller.report import write_report
@@ -369,6 +370,21 @@ class TestFlags:
         assert go("--epoch-images 16 --effective-test-size 0.5 -n x") == 0
         assert "; 16 images, " in _records(Path("logs/x"), "epoch")[0]["metrics"][0]["name"]
         assert "; 8 images, " in _records(Path("logs/x"), "result")[0]["metrics"][0]["name"]
+
+    def test_judged_on(self, go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+        splits: list[str] = []
+        measure = Run.measure
+
+        def noted(run: Run, split: Any, *rest: Any) -> Any:
+            splits.append(split)
+            return measure(run, split, *rest)
+
+        monkeypatch.setattr(Run, "measure", noted)
+        assert go("-n x") == 0
+        assert splits[-1] == "test"
+        assert go("--judged-on train -n y") == 0
+        assert splits[-1] == "train"
+        assert json.loads(Path("logs/y/config.json").read_text())["judged_on"] == "train"
 
     def test_num_best_scores(self, go: Go, capsys: pytest.CaptureFixture[str]) -> None:
         assert go("--epoch-images 16 --epochs 3 --num-best-scores 2 --lr 0.01 -n x") == 0
@@ -879,8 +895,8 @@ class TestSgc:
         self, shelf: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for argv, message in (
-            (f"train dcgan --compress {shelf / 'half.yaml'}", "has no use for --compress"),
-            (f"train dcgan --resume-from {shelf / 'sparse'}", "has no use for --compress"),
+            (f"train dcgan --compress {shelf / 'half.yaml'}", "expected a schedule without policies"),
+            (f"train dcgan --resume-from {shelf / 'sparse'}", "expected a schedule without policies"),
             ("train dcgan --dry-run", "--dry-run prints what a schedule asks for"),
             ("compress dcgan", "compressing needs a schedule"),
             (f"compress dcgan --resume-from {shelf / 'dense'}", "compressing needs a schedule"),

@@ -92,6 +92,7 @@ def test_names_and_settings_are_spelled_out(tmp_path: Path, supervision: Supervi
         "epochs": 8,
         "output_layer": "dense",
         "lr": 0.002,
+        "dense_steps": None,
     }
     assert found["lr_schedulers"] == {"decay": {"class": "StepLR", "step_size": 2, "gamma": 0.5}}
     assert found["pruners"]["idle"]["levels"] == {"main.*": 0.7}, "what no policy uses is left alone"
