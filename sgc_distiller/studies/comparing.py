@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 __all__ = ["ENOUGH", "Difference", "mean_and_spread", "paired_difference", "rank_correlation"]
 
 ENOUGH = 5
@@ -58,6 +56,8 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
     mean, spread = mean_and_spread(differences)
     if len(differences) == 1:
         return Difference(mean, -math.inf, math.inf, 1)
+    from scipy import stats  # here, since it takes as long to import as all of ours
+
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
     return Difference(mean, mean - half, mean + half, len(differences))
 
@@ -66,4 +66,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Return Spearman's rank correlation; ``None`` for fewer than five points, or ties only."""
     if len(x) < ENOUGH or len(set(x)) == 1 or len(set(y)) == 1:
         return None
+    from scipy import stats
+
     return float(stats.spearmanr(x, y).statistic)
