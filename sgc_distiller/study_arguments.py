@@ -12,7 +12,7 @@ import torch
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.studies.scales import SCALES
-from sgc_distiller.studies.studies import Request
+from sgc_distiller.studies.studies import OWN_TASKS, Request
 from sgc_distiller.task_arguments import add_sizes, task_options
 
 __all__ = ["HELPS", "add_study_commands", "request_of"]
@@ -141,23 +141,14 @@ def _positive(text: str | None, flag: str) -> list[float]:
     return values
 
 
-_OWN_TASK = {
-    "table1": "stargan",
-    "granularity": "stargan",
-    "effort": "stargan",
-    "table3": "srgan",
-    "compare": "dcgan",
-}
-
-
 def _data(given: list[str], tasks: tuple[str, ...], study: str) -> dict[str, str]:
     """Return folders of data by task: ``DIR`` is the only task's, ``TASK=DIR`` one of several's."""
-    own = tasks or ((_OWN_TASK[study],) if study in _OWN_TASK else ())
+    own = tasks or OWN_TASKS[study]
     found: dict[str, str] = {}
     for text in given:
         task, sign, folder = text.partition("=")
         is_named = bool(sign) and task in SCALES["tiny"]
-        if is_named and own and task not in own:
+        if is_named and task not in own:
             raise UserError(
                 f"--data {text}: {task} is not in this study of {', '.join(own)}; add --task {task}"
             )
@@ -169,6 +160,6 @@ def _data(given: list[str], tasks: tuple[str, ...], study: str) -> dict[str, str
         else:
             raise UserError(
                 f"--data {text}: expected TASK=DIR, since there are several tasks, with one of "
-                f"{', '.join(own or SCALES['tiny'])}"
+                f"{', '.join(own)}"
             )
     return found

@@ -47,7 +47,7 @@ class Experiment:
         row: What it is called in tables.
         file: The schedule.
         seed: Of everything random.
-        sparsity: In [0, 1), replaces the schedule's own target; ``None`` keeps it.
+        sparsity: In (0, 1), replaces the schedule's own target; ``None`` keeps it.
         trains_dense: Whether this is the dense training, which others start from.
         lr_factor: Multiplies the learning rate.
         share: Multiplies the steps.

@@ -107,7 +107,7 @@ def pruning(
         setting: What they share.
         rows: The schedules; the dense training is left out.
         seeds: The seeds.
-        sparsities: In [0, 1); ``None`` keeps a schedule's own.
+        sparsities: In (0, 1); ``None`` keeps a schedule's own.
         shares: Of the schedule's steps.
     """
     rows = [row for row in rows if not row.is_dense]

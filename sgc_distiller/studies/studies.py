@@ -33,9 +33,29 @@ from sgc_distiller.studies.tables import (
 )
 from sgc_distiller.tasks import build_task
 
-__all__ = ["STUDIES", "Request", "compare", "effort", "granularity", "table1_study", "table2", "table3"]
+__all__ = [
+    "OWN_TASKS",
+    "STUDIES",
+    "Request",
+    "compare",
+    "effort",
+    "granularity",
+    "table1_study",
+    "table2",
+    "table3",
+]
 
 Record = dict[str, Any]
+
+OWN_TASKS: dict[str, tuple[str, ...]] = {
+    "table1": ("stargan",),
+    "table2": tuple(SCALES["tiny"]),
+    "table3": ("srgan",),
+    "granularity": ("stargan",),
+    "effort": ("stargan",),
+    "compare": ("dcgan",),
+}
+"""The GANs of a study whose request names none."""
 
 _SPARSITIES = (0.25, 0.5, 0.75, 0.9)
 _SHARES = (0.1, 0.2, 0.5, 1.0)  # of a schedule that takes 10 % of the dense training
@@ -50,7 +70,7 @@ class Request:
         tasks: Names of the GANs; empty for the study's own choice.
         data: Folders of data by task; those not named use the set that comes with the package.
         scale: A key of `sgc_distiller.studies.scales.SCALES`.
-        sparsities: In [0, 1); empty for the study's own.
+        sparsities: In (0, 1); empty for the study's own.
         rows: Letters of Table 1, or schedules; empty for the study's own.
         seeds: The seeds.
         jobs: Runs at once.
@@ -104,7 +124,7 @@ def table1_study(request: Request, console: Console) -> list[Table]:
     sparsities = request.sparsities or (0.5,)
     rows = request.tried(presets.table1_rows(list(request.rows) or None))
     tables = []
-    for setting in [request.setting(task) for task in request.tasks or ("stargan",)]:
+    for setting in [request.setting(task) for task in request.tasks or OWN_TASKS["table1"]]:
         outcomes = _run(request, setting, presets.pruning(setting, rows, request.seeds, sparsities), console)
         dense = [item for item in outcomes if item.experiment.trains_dense]
         made = []
@@ -139,9 +159,7 @@ def table2(request: Request, console: Console) -> list[Table]:
         ]
 
     renamed = {f"{row}_{100 * sparsity:g}": row for row in rows for sparsity in sparsities}
-    return _grid(
-        request, console, "table2", "Table 2", experiments, renamed, request.tasks or tuple(SCALES["tiny"])
-    )
+    return _grid(request, console, "table2", "Table 2", experiments, renamed)
 
 
 def granularity(request: Request, console: Console) -> list[Table]:
@@ -156,9 +174,7 @@ def granularity(request: Request, console: Console) -> list[Table]:
     def experiments(setting: Setting) -> list[Experiment]:
         return presets.pruning(setting, request.tried(rows), request.seeds, sparsities)
 
-    return _grid(
-        request, console, "granularity", "Granularity", experiments, {}, request.tasks or ("stargan",)
-    )
+    return _grid(request, console, "granularity", "Granularity", experiments)
 
 
 def compare(request: Request, console: Console) -> list[Table]:
@@ -172,9 +188,7 @@ def compare(request: Request, console: Console) -> list[Table]:
         return presets.pruning(setting, rows, request.seeds, sparsities)
 
     reference = rows[0].key
-    return _grid(
-        request, console, "compare", "Comparison", experiments, {}, request.tasks or ("dcgan",), reference
-    )
+    return _grid(request, console, "compare", "Comparison", experiments, reference=reference)
 
 
 def effort(request: Request, console: Console) -> list[Table]:
@@ -191,9 +205,7 @@ def effort(request: Request, console: Console) -> list[Table]:
         }
         return list(different.values())
 
-    return _grid(
-        request, console, "effort", "Effort", experiments, {}, request.tasks or ("stargan",), column="share"
-    )
+    return _grid(request, console, "effort", "Effort", experiments, column="share")
 
 
 def table3(request: Request, console: Console) -> list[Table]:
@@ -260,19 +272,18 @@ def _grid(
     name: str,
     title: str,
     experiments: Callable[[Setting], list[Experiment]],
-    renamed: Mapping[str, str],
-    tasks: Sequence[str],
+    renamed: Mapping[str, str] | None = None,
     reference: str = "",
     column: str = "sparsity",
 ) -> list[Table]:
     """Run the experiments of each task and return a table a task and metric."""
-    settings = [request.setting(task) for task in tasks]
+    settings = [request.setting(task) for task in request.tasks or OWN_TASKS[name]]
     plans = [
         (setting, experiments(setting)) for setting in settings
     ]  # finds all mistakes before anything runs
     tables: list[Table] = []
     for setting, planned in plans:
-        planned = [dataclasses.replace(item, row=renamed.get(item.row, item.row)) for item in planned]
+        planned = [dataclasses.replace(item, row=(renamed or {}).get(item.row, item.row)) for item in planned]
         outcomes = _run(request, setting, planned, console)
         dense = [item for item in outcomes if item.experiment.trains_dense]
         made = []
