@@ -171,9 +171,7 @@ def _study(parsed: argparse.Namespace, terminal: Terminal) -> None:
         raise KeyboardInterrupt("the same command goes on where it stopped") from None
     for table in tables:
         terminal.study(table)
-    terminal.note(
-        f"tables, pages and every number: {request.out}/TASK/{parsed.command}.md, .csv, .html, .json"
-    )
+    terminal.note(f"tables, pages and every number, a folder a GAN in {request.out}: {parsed.command}.*")
 
 
 def _quickstart(parsed: Any, terminal: Terminal) -> None:

@@ -130,7 +130,8 @@ def _supervised_loss(run: Run, student: nn.Module, judge: nn.Module, teacher: nn
     masks = MaskSet(student)
     raw = batches(run.data, run.batch_size, seed_for(run.options.seed, "measures"), device=run.device)
     total = 0.0
-    student.train(), judge.train(), teacher.train()
+    for network in (student, judge, teacher):
+        network.train()
     for index, item in enumerate(itertools.islice(raw, _BATCHES)):
         batch = run.task.prepare(item, generator_for(run.options.seed, "measures", index))
         batch = {"dropout_seed": index, "pool_seed": index, **batch}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,16 +174,7 @@ def _say(study: _Study, outcome: Outcome, note: str = "") -> Outcome:
     return outcome
 
 
-_COMPARED: tuple[tuple[str, Callable[[Experiment, Record], Any]], ...] = (
-    ("task", lambda experiment, _: experiment.setting.task),
-    ("steps_per_epoch", lambda _, given: given["steps_per_epoch"]),
-    ("epochs", lambda experiment, _: experiment.epochs),
-    ("seed", lambda _, given: given["seed"]),
-    ("lr", lambda _, given: given.get("lr")),
-    ("batch_size", lambda _, given: given.get("batch_size")),
-    ("test_images", lambda _, given: given["test_images"]),
-    ("judged_on", lambda _, given: given["judged_on"]),
-)
+_COMPARED = ("steps_per_epoch", "seed", "lr", "batch_size", "test_images", "judged_on")
 
 
 def _refuse_other_run(experiment: Experiment) -> None:
@@ -198,10 +189,12 @@ def _refuse_other_run(experiment: Experiment) -> None:
         )
     folder = RunFolder(experiment.folder, create=False)
     config, given = folder.config(), experiment.settings()
+    asked = {name: given.get(name) for name in _COMPARED}
+    asked |= {"task": experiment.setting.task, "epochs": experiment.epochs}
     differing = [
-        f"{name} {config.get(name)!r} there, {wanted(experiment, given)!r} asked"
-        for name, wanted in _COMPARED
-        if config.get(name) != wanted(experiment, given)
+        f"{name} {config.get(name)!r} there, {value!r} asked"
+        for name, value in asked.items()
+        if config.get(name) != value
     ]
     setting, known = experiment.setting, config.get("task_options", {})
     differing += [

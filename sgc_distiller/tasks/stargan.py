@@ -225,10 +225,8 @@ class StarGAN(GANTask):
                 wanted = self.translations(batch["labels"])
                 made = self.translate(generator, batch["real"], wanted)
                 flat = made.flatten(0, 1)
-                again = (
-                    batch["labels"].repeat_interleave(made.shape[1], 0).unsqueeze(1)
-                )  # (B * T, 1, attributes)
-                back = self.translate(generator, flat, again).squeeze(1)
+                labels = batch["labels"].repeat_interleave(made.shape[1], 0)  # (B * T, attributes)
+                back = self.translate(generator, flat, labels.unsqueeze(1)).squeeze(1)
                 lost = losses.mean_absolute(back, batch["real"].repeat_interleave(made.shape[1], 0))
                 yield Drawn(flat, translations=made, wanted=wanted, values={"reconstruction L1": lost})
 
