@@ -34,7 +34,7 @@ from sgc_distiller.resources import find_schedule
 from sgc_distiller.schedule import Schedule
 from sgc_distiller.seeding import seed_for
 from sgc_distiller.settings import resolve
-from sgc_distiller.studies import presets, runner, studies, tables, worker
+from sgc_distiller.studies import measures, presets, runner, studies, tables, worker
 from sgc_distiller.studies.comparing import paired_difference, rank_correlation
 from sgc_distiller.studies.experiments import Experiment, Setting
 from sgc_distiller.studies.gates import failures
@@ -156,6 +156,30 @@ def test_unknown_scales_and_tasks_are_named(name: str, task: str, text: str):
 def test_runs_keep_their_share_of_the_dense_training(task: str, schedule: str, scale: str, steps: int):
     setting = Setting(task, None, scale_of(scale, task), Path("runs"))
     assert Experiment(setting, "x", "x", find_schedule(schedule), 0).steps_per_epoch == steps
+
+
+@pytest.mark.parametrize(
+    "task", ["dcgan", *(pytest.param(name, marks=pytest.mark.gpu) for name in TASKS if name != "dcgan")]
+)
+def test_the_paper_scale_takes_its_first_steps(
+    task: str, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    """The baseline's own sizes, its row (b), one step of each: so large that only DCGAN's fits a CPU."""
+    monkeypatch.setattr(measures, "_BATCHES", 1)
+    monkeypatch.setattr(measures, "_PICTURES", 2)
+    setting = Setting(task, TASKS[task].built_in, scale_of("paper", task), tmp_path, str(device))
+    planned = [
+        *presets.dense(setting, [0]),
+        *presets.pruning(setting, presets.table1_rows(["b"]), [0]),
+    ]
+    for item in planned:
+        few = {**item.settings(), "epochs": 1, "steps_per_epoch": 1, "test_images": 2}
+        worker.perform({**runner._job(item), "given": few, "threads": torch.get_num_threads()})
+        assert finished(item)
+    content = checkpoints.load_checkpoint(planned[1].folder)
+    for name in ("image_size", "width"):
+        assert content["task_options"][name] == TASKS[task].usual_options()[name]
+    assert planned[1].steps_per_epoch * planned[1].epochs == pytest.approx(DENSE_STEPS[task] / 10, rel=0.01)
 
 
 def test_learning_rates_are_the_schedules_the_scales_or_the_baselines_times_the_factor():
