@@ -166,12 +166,15 @@ def _study(parsed: argparse.Namespace, terminal: Terminal) -> None:
     _set_up_logging(verbose=False)
     request = request_of(parsed)
     try:
-        tables = STUDIES[parsed.command](request, terminal)
+        evidence = STUDIES[parsed.command](request, terminal)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on where it stopped") from None
-    for table in tables:
+    for table in evidence.tables:
         terminal.study(table)
     terminal.note(f"tables, pages and every number, a folder a GAN in {request.out}: {parsed.command}.*")
+    if evidence.failed:
+        runs = "1 run" if evidence.failed == 1 else f"{evidence.failed} runs"
+        raise UserError(f"{runs} failed, with the reasons in the cells; the same command tries again")
 
 
 def _quickstart(parsed: Any, terminal: Terminal) -> None:

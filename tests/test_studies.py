@@ -564,6 +564,19 @@ def test_another_text_of_the_schedule_is_refused_but_not_other_comments(
         run_all([dataclasses.replace(g, file=other)], 1)
 
 
+def test_a_mistake_in_a_schedule_shows_before_anything_is_trained(tmp_path: Path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(find_schedule("table1/b_self_supervised").read_text().replace("lambda_dc", "lambda_cd"))
+    setting = _setting(tmp_path)
+    planned = [
+        *presets.dense(setting, [0]),
+        *presets.pruning(setting, presets.schedule_rows([str(wrong)]), [0]),
+    ]
+    with pytest.raises(UserError, match=r"wrong.yaml:\d+: extensions.supervision.lambda_cd: .*'lambda_dc'"):
+        run_all(planned, 1)
+    assert not setting.root.exists()
+
+
 def test_one_study_at_a_time_works_in_a_folder(tmp_path: Path):
     second = exclusive(tmp_path / "x")
     with (
@@ -739,7 +752,9 @@ def test_compare_runs_any_schedules_at_several_learning_rates(smallest: Callable
     ]
 
 
-def test_table3_has_psnr_ssim_and_fid_of_each_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_table3_has_psnr_ssim_and_fid_of_each_test_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
     def made_up(planned: list[Experiment], *_: Any) -> list[Outcome]:
         assert [item.row for item in planned] == ["dense", "filter", "element"]
         assert [item.file.parent.name for item in planned[1:]] == ["granularity", "srgan"]
@@ -757,7 +772,8 @@ def test_table3_has_psnr_ssim_and_fid_of_each_test_set(tmp_path: Path, monkeypat
         return [Outcome(planned[0], record), failed, Outcome(planned[2], record)]
 
     monkeypatch.setattr(studies, "run_all", made_up)
-    assert main(["table3", "--scale", "tiny", "-o", str(tmp_path), "--cpu"]) == 0
+    assert main(["table3", "--scale", "tiny", "-o", str(tmp_path), "--cpu"]) == 2
+    assert "error: 1 run failed, with the reasons in the cells; the same" in capsys.readouterr().err
     rows = _rows(tmp_path / "srgan", "table3")
     assert list(rows) == ["dense", "filter", "filter failed", "element"]
     assert rows["element"]["PSNR Set5"] == "27.50"  # on Y, as the paper's must be
@@ -793,6 +809,10 @@ def test_a_study_by_training_pictures_judges_every_run_by_them(
         ("table1 --rows z", "--rows: expected letters out of a, b,"),
         ("table1 --sparsity 150", "--sparsity: expected percentages between 0 and 100, got 150"),
         ("table1 --sparsity half", "--sparsity: expected numbers with commas between them, got 'half'"),
+        (
+            "table1 --data nowhere",
+            "--data nowhere: expected a folder, got none; leave it out for the bundled",
+        ),
         ("table1 --seeds 0", "--seeds: expected at least 1, got 0"),
         ("table1 --dense-steps 0", "--dense-steps: expected at least 1, got 0"),
         ("table1 -O blocs=2", "task 'stargan' has no option 'blocs'; .* Did you mean 'blocks'?"),

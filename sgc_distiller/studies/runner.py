@@ -65,10 +65,11 @@ def run_all(
         threads: Threads of each process.
 
     Raises:
-        UserError: If a folder holds a run with other settings than are asked for now.
+        UserError: If a schedule cannot be read, or a folder holds a run with other settings.
     """
     experiments = _distinct(experiments)
     for experiment in experiments:
+        experiment.text()  # finds mistakes in schedules before anything is trained
         _refuse_other_run(experiment)
     if not experiments:
         return []

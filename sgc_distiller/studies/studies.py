@@ -31,7 +31,7 @@ from sgc_distiller.studies.tables import (
     table1,
     values_of,
 )
-from sgc_distiller.tasks import build_task
+from sgc_distiller.tasks import build_task, find_task
 
 __all__ = [
     "OWN_TASKS",
@@ -112,18 +112,34 @@ class Request:
             raise UserError(
                 f"--scale paper: expected the baseline's data for {task}, got none; give --data {task}=DIR"
             )
-        return Setting(task, self.data.get(task), scale, self.out / task, self.device, self.judged_on)
+        data = self.data.get(task)
+        if data not in (None, find_task(task).built_in) and not Path(str(data)).expanduser().is_dir():
+            raise UserError(f"--data {data}: expected a folder, got none; leave it out for the bundled data")
+        return Setting(task, data, scale, self.out / task, self.device, self.judged_on)
 
     def tried(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows at every learning rate that is asked for."""
         return [dataclasses.replace(row, lr_factor=factor) for factor in self.lr_factors for row in rows]
 
 
-def table1_study(request: Request, console: Console) -> list[Table]:
+@dataclass
+class Evidence:
+    """What a study came to.
+
+    Attributes:
+        tables: Its tables, all of them written.
+        failed: How many runs failed; their reasons stand in the tables.
+    """
+
+    tables: list[Table] = field(default_factory=list)
+    failed: int = 0
+
+
+def table1_study(request: Request, console: Console) -> Evidence:
     """Run the rows of Table 1 and return it: by default all fourteen, of StarGAN, at 50 %."""
     sparsities = request.sparsities or (0.5,)
     rows = request.tried(presets.table1_rows(list(request.rows) or None))
-    tables = []
+    evidence = Evidence()
     for setting in [request.setting(task) for task in request.tasks or OWN_TASKS["table1"]]:
         outcomes = _run(request, setting, presets.pruning(setting, rows, request.seeds, sparsities), console)
         dense = [item for item in outcomes if item.experiment.trains_dense]
@@ -134,12 +150,12 @@ def table1_study(request: Request, console: Console) -> list[Table]:
             title = f"Table 1: {setting.task}, {100 * sparsity:g} %, {request.scale}"
             made.append(dataclasses.replace(one, title=title))
         made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
-        _write(setting.root, "table1", made, outcomes)
-        tables += made
-    return tables
+        evidence.failed += _write(setting.root, "table1", made, outcomes)
+        evidence.tables += made
+    return evidence
 
 
-def table2(request: Request, console: Console) -> list[Table]:
+def table2(request: Request, console: Console) -> Evidence:
     """Run the paper's schedules of every task at 25, 50, 75 and 90 % and return Table 2."""
     rows = request.rows or ("paper",)
     sparsities = request.sparsities or _SPARSITIES
@@ -162,7 +178,7 @@ def table2(request: Request, console: Console) -> list[Table]:
     return _grid(request, console, "table2", "Table 2", experiments, renamed)
 
 
-def granularity(request: Request, console: Console) -> list[Table]:
+def granularity(request: Request, console: Console) -> Evidence:
     """Prune elements, vectors, kernels and filters to 25, 50, 75 and 90 % and return a table a task."""
     sparsities = request.sparsities or _SPARSITIES
     names = [row.key for row in presets.granularity_rows()]
@@ -177,7 +193,7 @@ def granularity(request: Request, console: Console) -> list[Table]:
     return _grid(request, console, "granularity", "Granularity", experiments)
 
 
-def compare(request: Request, console: Console) -> list[Table]:
+def compare(request: Request, console: Console) -> Evidence:
     """Run any schedules side by side, over sparsities and learning rates, and return a table a task."""
     if not request.rows:
         raise UserError("expected schedules to compare: files, or shipped ones' names such as dcgan/agp_75")
@@ -191,7 +207,7 @@ def compare(request: Request, console: Console) -> list[Table]:
     return _grid(request, console, "compare", "Comparison", experiments, reference=reference)
 
 
-def effort(request: Request, console: Console) -> list[Table]:
+def effort(request: Request, console: Console) -> Evidence:
     """Prune with 1, 2, 5 and 10 % of the dense training's steps and return a table a task."""
     rows = presets.schedule_rows(request.rows) if request.rows else presets.table1_rows(["b"])
     sparsities = request.sparsities or (0.5,)
@@ -208,7 +224,7 @@ def effort(request: Request, console: Console) -> list[Table]:
     return _grid(request, console, "effort", "Effort", experiments, column="share")
 
 
-def table3(request: Request, console: Console) -> list[Table]:
+def table3(request: Request, console: Console) -> Evidence:
     """Prune SRGAN's filters and elements to 50 % and return Table 3: PSNR, SSIM and FID by test set."""
     if request.tasks not in ((), ("srgan",)):
         raise UserError(f"--task: expected srgan, whose table this is, got {', '.join(request.tasks)}")
@@ -228,11 +244,10 @@ def table3(request: Request, console: Console) -> list[Table]:
         made.append(_table3(f"Table 3: super-resolution, {100 * sparsity:g} %", [*dense, *own]))
     made.append(reached("Table 3: what else is known", outcomes))
     made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
-    _write(setting.root, "table3", made, outcomes)
-    return made
+    return Evidence(made, _write(setting.root, "table3", made, outcomes))
 
 
-STUDIES: dict[str, Callable[[Request, Console], list[Table]]] = {
+STUDIES: dict[str, Callable[[Request, Console], Evidence]] = {
     "table1": table1_study,
     "table2": table2,
     "table3": table3,
@@ -275,13 +290,13 @@ def _grid(
     renamed: Mapping[str, str] | None = None,
     reference: str = "",
     column: str = "sparsity",
-) -> list[Table]:
+) -> Evidence:
     """Run the experiments of each task and return a table a task and metric."""
     settings = [request.setting(task) for task in request.tasks or OWN_TASKS[name]]
     plans = [
         (setting, experiments(setting)) for setting in settings
     ]  # finds all mistakes before anything runs
-    tables: list[Table] = []
+    evidence = Evidence()
     for setting, planned in plans:
         planned = [dataclasses.replace(item, row=(renamed or {}).get(item.row, item.row)) for item in planned]
         outcomes = _run(request, setting, planned, console)
@@ -298,9 +313,9 @@ def _grid(
         made[-1].notes.extend([*yardstick(setting, dense), *correlations(outcomes)])
         if not distances(outcomes):
             made = [_only_failures(title, outcomes)]
-        _write(setting.root, name, made, outcomes)
-        tables += made
-    return tables
+        evidence.failed += _write(setting.root, name, made, outcomes)
+        evidence.tables += made
+    return evidence
 
 
 def _groups(title: str, outcomes: Sequence[Outcome], column: str) -> list[tuple[str, list[Outcome]]]:
@@ -347,8 +362,8 @@ def _run(
         return run_all([*dense, *planned], request.jobs, console, request.threads)
 
 
-def _write(root: Path, name: str, tables: Sequence[Table], outcomes: Sequence[Outcome]) -> None:
-    """Write Markdown, CSV, the page, and every single number."""
+def _write(root: Path, name: str, tables: Sequence[Table], outcomes: Sequence[Outcome]) -> int:
+    """Write Markdown, CSV, the page, and every single number; return how many runs failed."""
     atomic_write(root / f"{name}.md", "\n".join(table.markdown() for table in tables))
     for index, table in enumerate(tables):
         suffix = f"_{index + 1}" if len(tables) > 1 else ""
@@ -368,6 +383,7 @@ def _write(root: Path, name: str, tables: Sequence[Table], outcomes: Sequence[Ou
     ]
     atomic_write(root / f"{name}.json", json.dumps(records, indent=1) + "\n")
     write_page(root / f"{name}.html", name, tables, outcomes)
+    return sum(item.result is None for item in outcomes)
 
 
 def _without_paths(result: Record | None) -> Record | None:
