@@ -143,6 +143,8 @@ def _outcome(study: _Study, experiment: Experiment) -> Outcome:
         return _say(study, Outcome(experiment, known), "finished before")
     reason = study.workers.perform(_job(experiment))
     known = finished(experiment)
+    if study.workers.stopped:
+        return Outcome(experiment, None, reason)  # nobody hears of it: the same command goes on
     if reason or known is None:
         return _say(study, Outcome(experiment, None, reason or "it left no result"))
     return _say(study, Outcome(experiment, known))
