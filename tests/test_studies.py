@@ -278,6 +278,8 @@ def test_table1_has_the_papers_columns_means_spreads_and_marks():
     assert rows["(b)"]["paper: discriminator"] == "Dense, Pretrained"
     assert rows["(b)"]["FID"] == "14.00 ± 1.58"
     assert rows["(a)"]["FID / dense"] == "1.00 ± 0.0000"
+    ratios = [(12.0 + seed) / (10.0 + seed) for seed in range(5)]
+    assert rows["(b)"]["FID / dense"] == f"{np.mean(ratios):.2f} ± {np.std(ratios, ddof=1):.4f}"
     differences = [8.0 + seed for seed in range(5)]
     half = stats.t.ppf(0.975, 4) * np.std(differences, ddof=1) / math.sqrt(5)
     assert rows["(d)"]["FID against (b)"] == f"+10.00 [+{10 - half:.2f}, +{10 + half:.2f}] ▲"
