@@ -43,8 +43,10 @@ from sgc_distiller.studies.presets import Row
 from sgc_distiller.studies.retarget import retargeted
 from sgc_distiller.studies.runner import Outcome, exclusive, finished, run_all
 from sgc_distiller.studies.scales import DENSE_STEPS, SCALES, Scale, scale_of
+from sgc_distiller.studies.studies import Request
 from sgc_distiller.tasks import TASKS
 from sgc_distiller.tasks.dcgan import DCGAN
+from sgc_distiller.wording import MISSING
 from sgc_distiller.yaml_source import scalar
 
 SMALLEST = Scale({"image_size": 16, "width": 4}, 20, 32, 8, note="so few steps mean nothing")
@@ -754,6 +756,31 @@ def test_compare_runs_any_schedules_at_several_learning_rates(smallest: Callable
     ]
 
 
+def test_rows_with_a_rate_of_their_own_run_at_that_alone():
+    request = Request(Path("x"), lr_factors=(0.5, 1.0))
+    rows = request.tried(presets.table1_rows(["b", "g@5", "dcgan/agp_50@0.1"]))
+    assert [(row.key, row.lr_factor) for row in rows] == [
+        *(("b", 0.5), ("g", 5.0), ("agp_50", 0.1), ("b", 1.0)),
+    ]
+    twice = presets.schedule_rows(["dcgan/agp_50", "dcgan/agp_50@5", "dcgan/oneshot_50"])
+    assert [row.key for row in twice] == ["agp_50", "agp_50", "oneshot_50"]
+
+
+def test_rows_are_compared_with_the_first_at_its_first_learning_rate(smallest: Callable[[str], Path]):
+    root = smallest("compare dcgan/agp_50@2 dcgan/agp_50@0.5 --data digits --width 2")
+    assert "above 'agp_50, learning rate × 2' in" in (root / "compare.md").read_text()
+    root = smallest("table1 --rows b,g --task dcgan --data digits --width 2 --lr-factors 0.5,2")
+    against = next(name for name in next(iter(_rows(root, "table1").values())) if "against (b)" in name)
+    values = {name: row[against] for name, row in _rows(root, "table1").items()}
+    assert list(values) == [
+        *("(a)", "(b), learning rate × 0.5", "(b), learning rate × 2"),
+        *("(g), learning rate × 0.5", "(g), learning rate × 2"),
+    ]
+    own = values.pop("(b), learning rate × 0.5")
+    assert own == MISSING
+    assert MISSING not in values.values()
+
+
 def test_table3_has_psnr_ssim_and_fid_of_each_test_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
@@ -820,7 +847,10 @@ def test_a_study_by_training_pictures_judges_every_run_by_them(
         ("table1 -O blocs=2", "task 'stargan' has no option 'blocs'; .* Did you mean 'blocks'?"),
         ("table1 --width -1", "stargan: expected width"),
         ("table1 --jobs 0", "--jobs: expected at least 1, got 0"),
-        ("table1 --lr-factors 0.5", "--lr-factors: expected 1 among them"),
+        (
+            "compare dcgan/agp_50@0",
+            "dcgan/agp_50@0: expected a factor of the learning rate above 0 after @, got 0",
+        ),
         (
             "table1 --data dcgan=DIR",
             "--data dcgan=DIR: dcgan is not in this study of stargan; add --task dcgan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ class Row:
     Attributes:
         key: What it is called on the command line and in tables.
         file: The schedule.
-        lr_factor: Multiplies the learning rate.
+        lr_factor: Multiplies the learning rate; ``None`` where the study says which ones are tried.
     """
 
     key: str
     file: Path
-    lr_factor: float = 1.0
+    lr_factor: float | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -41,7 +42,8 @@ def table1_rows(wanted: Sequence[str] | None = None) -> list[Row]:
 
     Args:
         wanted: Letters such as ``b``; ``e'`` is the variant of (e) in ``e-prime_*.yaml``; ``variants`` adds
-            them all. Anything longer is a schedule: a file, or a shipped one's name.
+            them all. Anything longer is a schedule: a file, or a shipped one's name. ``NAME@5`` runs it at
+            five times its learning rate.
 
     Raises:
         UserError: If there is no such row.
@@ -52,19 +54,20 @@ def table1_rows(wanted: Sequence[str] | None = None) -> list[Row]:
     if wanted is None:
         return [Row(letter, shipped[letter]) for letter in letters]
     rows: list[Row] = []
-    for name in wanted:
+    for text in wanted:
+        name, factor = _at_rate(text)
         if name == "variants":
-            rows += [Row(letter, file) for letter, file in shipped.items() if letter.endswith("'")]
+            rows += [Row(letter, file, factor) for letter, file in shipped.items() if letter.endswith("'")]
         elif name in shipped:
-            rows.append(Row(name, shipped[name]))
+            rows.append(Row(name, shipped[name], factor))
         elif len(name) <= 2:
             raise UserError(
                 f"--rows: expected letters out of {', '.join(shipped)}, 'variants', or schedules, got "
                 f"{name!r}.{nearest(name, shipped)}"
             )
         else:
-            rows += schedule_rows([name])
-    return list({row.key: row for row in rows}.values())
+            rows += schedule_rows([text])
+    return list({(row.key, row.lr_factor): row for row in rows}.values())
 
 
 def _letter(file: Path) -> str:
@@ -72,13 +75,28 @@ def _letter(file: Path) -> str:
 
 
 def schedule_rows(names: Iterable[str]) -> list[Row]:
-    """Return rows of schedules: files, or shipped ones' names."""
-    files = [(name, find_schedule(name)) for name in names]
-    stems = [file.stem for _, file in files]
+    """Return rows of schedules: files, or shipped ones' names; ``NAME@5`` at five times its rate."""
+    rated = [_at_rate(name) for name in names]
+    files = [(find_schedule(name), factor) for name, factor in rated]
+    stems = [file.stem for file in dict.fromkeys(file for file, _ in files)]
     return [
-        Row(file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}", file)
-        for _, file in files
+        Row(file.stem if stems.count(file.stem) == 1 else f"{file.parent.name}/{file.stem}", file, factor)
+        for file, factor in files
     ]
+
+
+def _at_rate(text: str) -> tuple[str, float | None]:
+    """Split ``NAME@5`` into the name and the factor of the learning rate."""
+    name, at, factor = text.rpartition("@")
+    if not at:
+        return text, None
+    try:
+        value = float(factor)
+    except ValueError:
+        return text, None  # a file's name may hold an @
+    if not 0 < value < math.inf:
+        raise UserError(f"{text}: expected a factor of the learning rate above 0 after @, got {factor}")
+    return name, value
 
 
 def granularity_rows() -> list[Row]:
@@ -119,7 +137,7 @@ def pruning(
             row.file,
             seed,
             sparsity,
-            lr_factor=row.lr_factor,
+            lr_factor=1.0 if row.lr_factor is None else row.lr_factor,
             share=share,
         )
         for seed in seeds
@@ -134,7 +152,7 @@ def _name(row: Row, sparsity: float | None, share: float) -> str:
     parts = [row.file.stem]
     if sparsity is not None:
         parts.append(f"at_{100 * sparsity:g}")
-    if row.lr_factor != 1.0:
+    if row.lr_factor not in (None, 1.0):
         parts.append(f"lr_x{row.lr_factor:g}")
     if share != 1.0:
         parts.append(f"steps_x{share:g}")

@@ -25,6 +25,7 @@ from sgc_distiller.studies.tables import (
     Table,
     by_sparsity,
     distances,
+    label,
     paper_tables,
     reached,
     spread,
@@ -118,8 +119,13 @@ class Request:
         return Setting(task, data, scale, self.out / task, self.device, self.judged_on)
 
     def tried(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows at every learning rate that is asked for."""
-        return [dataclasses.replace(row, lr_factor=factor) for factor in self.lr_factors for row in rows]
+        """Return rows at every learning rate that is asked for, but those that name their own."""
+        rated = [
+            row if row.lr_factor else dataclasses.replace(row, lr_factor=factor)
+            for factor in self.lr_factors
+            for row in rows
+        ]
+        return list(dict.fromkeys(rated))
 
 
 @dataclass
@@ -203,7 +209,7 @@ def compare(request: Request, console: Console) -> Evidence:
     def experiments(setting: Setting) -> list[Experiment]:
         return presets.pruning(setting, rows, request.seeds, sparsities)
 
-    reference = rows[0].key
+    reference = label(rows[0].key, rows[0].lr_factor or 1.0)
     return _grid(request, console, "compare", "Comparison", experiments, reference=reference)
 
 

@@ -16,7 +16,17 @@ from sgc_distiller.studies.comparing import ENOUGH, Difference, mean_and_spread,
 from sgc_distiller.studies.runner import Outcome
 from sgc_distiller.wording import MISSING, duration, number, percent, short_name
 
-__all__ = ["Table", "by_sparsity", "distances", "paper_tables", "reached", "spread", "table1", "values_of"]
+__all__ = [
+    "Table",
+    "by_sparsity",
+    "distances",
+    "label",
+    "paper_tables",
+    "reached",
+    "spread",
+    "table1",
+    "values_of",
+]
 
 Record = dict[str, Any]
 
@@ -106,7 +116,7 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
 
     Args:
         outcomes: Of the dense trainings and the rows, of one sparsity.
-        reference: Key of the row that all others are compared with.
+        reference: Key of the row that all others are compared with, at the first of its learning rates.
         gate: Why the table is not to be believed, if so.
     """
     printed = paper_tables()["table1"]
@@ -114,6 +124,7 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
     for outcome in outcomes:
         item = outcome.experiment
         rows.setdefault(("a" if item.trains_dense else item.row, item.lr_factor), []).append(outcome)
+    other = next((own for (key, _), own in rows.items() if key == reference), [])
     names = distances(outcomes)
     measured = tuple(
         text
@@ -131,13 +142,15 @@ def table1(outcomes: Sequence[Outcome], reference: str = "b", gate: Sequence[str
         known = [str(text) for text in printed["rows"].get(key[0], [])] if len(key) <= 2 else []
         file = own[0].experiment.file.stem
         technique = known[0] if len(key) == 1 else f"variant: {file}" if known else file
-        label = (f"({key})" if known else key) + _at_rate(factor)
-        line = [label, technique, known[-1] if len(key) == 1 else MISSING]
+        line = [
+            label(f"({key})" if known else key, factor),
+            technique,
+            known[-1] if len(key) == 1 else MISSING,
+        ]
         for name in names:
             values, dense = values_of(own, name), values_of(rows.get(("a", 1.0), []), name)
             line.append(_or_reason(own, spread(values)))
             line.append(spread({s: v / dense[s] for s, v in values.items() if dense.get(s)}))
-            other = rows.get((reference, 1.0), [])
             rival = paired_difference(values, values_of(other, name))
             line.append(MISSING if own is other else _against(rival))
         line += [spread(values_of(own, name)) for name in kernel]
@@ -159,7 +172,7 @@ def by_sparsity(
         outcomes: Of dense trainings and others.
         name: The metric's full name.
         column: ``sparsity``, or ``share`` of the schedule's steps.
-        reference: Row that all others are compared with; empty for none.
+        reference: `label` of the row that all others are compared with; empty for none.
     """
     dense = [item for item in outcomes if item.experiment.trains_dense]
     others = [item for item in outcomes if not item.experiment.trains_dense]
@@ -201,11 +214,12 @@ def reached(title: str, outcomes: Sequence[Outcome], column: str = "sparsity") -
 
 
 def _label(outcome: Outcome) -> str:
-    return outcome.experiment.row + _at_rate(outcome.experiment.lr_factor)
+    return label(outcome.experiment.row, outcome.experiment.lr_factor)
 
 
-def _at_rate(factor: float) -> str:
-    return "" if factor == 1.0 else f", learning rate × {factor:g}"
+def label(key: str, lr_factor: float) -> str:
+    """Return what a row is called in tables."""
+    return key if lr_factor == 1.0 else f"{key}, learning rate × {lr_factor:g}"
 
 
 def _at(outcome: Outcome, column: str) -> str:
