@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "captured",
+    "deployed",
     "drawing",
     "frozen_statistics",
     "same_randomness",
@@ -103,14 +105,43 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def drawing(generator: nn.Module) -> Iterator[None]:
-    """Draw inside the block in training mode without gradients, and leave the network as it was."""
+    """Draw inside the block in training mode without gradients, and leave the network as it was.
+
+    What `deployed` returned is drawn with as it is.
+    """
     was_training = generator.training
-    generator.train()
+    if not getattr(generator, "is_deployed", False):
+        generator.train()
     try:
         with torch.no_grad(), frozen_statistics(generator):
             yield
     finally:
         generator.train(was_training)
+
+
+def deployed(generator: nn.Module, own_statistics: type | tuple[type, ...] = ()) -> nn.Module:
+    """Return a copy of a network in evaluation mode that `drawing` leaves in it.
+
+    Args:
+        generator: The network.
+        own_statistics: Classes of norms over pictures that normalise every picture by its own mean and variance
+            instead of what training kept, as the baseline does when it draws one picture at a time.
+    """
+    network: nn.Module = copy.deepcopy(unwrapped(generator)).eval()
+    if own_statistics:
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, own_statistics):
+                    module.register_module(name, _by_own_statistics(child))
+    network.is_deployed = True  # type: ignore[assignment]
+    return network.requires_grad_(False)
+
+
+def _by_own_statistics(norm: Any) -> nn.Module:
+    made = nn.InstanceNorm2d(norm.num_features, norm.eps, affine=norm.affine)
+    if norm.affine:
+        made.weight, made.bias = norm.weight, norm.bias
+    return made.eval()
 
 
 @contextlib.contextmanager

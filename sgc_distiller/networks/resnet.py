@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.networks.sections import chains_around
@@ -50,18 +50,23 @@ class ResnetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the translated pictures."""
-        height, width = x.shape[-2:]
-        if height % 4 or width % 4 or min(height, width) < 8:
-            raise UserError(
-                f"ResNet generator: expected height and width that are multiples of 4, at least 8, got "
-                f"{height}x{width}; resize or crop the pictures"
-            )
+        _check_size(x)
         pictures: Tensor = self.model(x)
         return pictures
 
     def sections(self) -> list[list[nn.Module]]:
         """Return the way in, each residual block, and the way out."""
         return chains_around(self.model, _Block)
+
+
+@fx.wrap
+def _check_size(x: Tensor) -> None:
+    height, width = x.shape[-2:]
+    if height % 4 or width % 4 or min(height, width) < 8:
+        raise UserError(
+            f"ResNet generator: expected height and width that are multiples of 4, at least 8, got "
+            f"{height}x{width}; resize or crop the pictures"
+        )
 
 
 def _norm_relu(width: int) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.networks.sections import chains_around
@@ -50,24 +50,29 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return ``x`` with the attributes ``c``, which reach every pixel as further channels."""
-        height, width = x.shape[-2:]
-        if height % 4 or width % 4 or min(height, width) < 8:
-            raise UserError(
-                f"StarGAN generator: expected height and width that are multiples of 4, at least 8, got "
-                f"{height}x{width}; resize or crop the pictures"
-            )
-        if c.shape != (len(x), self.c_dim):
-            raise UserError(
-                f"StarGAN generator: expected attributes of shape ({len(x)}, {self.c_dim}), got "
-                f"{tuple(c.shape)}; give {self.c_dim} values for each picture"
-            )
-        maps = c.to(x.dtype)[:, :, None, None].expand(-1, -1, height, width)  # (B, c_dim, H, W)
+        _check_inputs(x, c, self.c_dim)
+        maps = c.to(x.dtype)[:, :, None, None].expand(-1, -1, x.size(2), x.size(3))  # (B, c_dim, H, W)
         pictures: Tensor = self.main(torch.cat([x, maps], 1))
         return pictures
 
     def sections(self) -> list[list[nn.Module]]:
         """Return the way in, each residual block, and the way out: 8 for 6 blocks."""
         return chains_around(self.main, _Block)
+
+
+@fx.wrap
+def _check_inputs(x: Tensor, c: Tensor, c_dim: int) -> None:
+    height, width = x.shape[-2:]
+    if height % 4 or width % 4 or min(height, width) < 8:
+        raise UserError(
+            f"StarGAN generator: expected height and width that are multiples of 4, at least 8, got "
+            f"{height}x{width}; resize or crop the pictures"
+        )
+    if c.shape != (len(x), c_dim):
+        raise UserError(
+            f"StarGAN generator: expected attributes of shape ({len(x)}, {c_dim}), got "
+            f"{tuple(c.shape)}; give {c_dim} values for each picture"
+        )
 
 
 def _norm(width: int) -> nn.Module:

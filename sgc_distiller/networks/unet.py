@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sgc_distiller.errors import UserError
 from sgc_distiller.networks.sizes import fitting, kernel_shape
@@ -53,13 +53,7 @@ class UNetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the translated pictures."""
-        step = 2**self.num_downs
-        height, width = x.shape[-2:]
-        if height % step or width % step:
-            raise UserError(
-                f"U-Net: expected height and width that are multiples of {step} (num_downs "
-                f"{self.num_downs}), got {height}x{width}; resize or crop the pictures, or set num_downs"
-            )
+        _check_size(x, self.num_downs)
         pictures: Tensor = self.model(x)
         return pictures
 
@@ -84,6 +78,17 @@ class UNetGenerator(nn.Module):
             way_out[:0] = chains[1:]
             block = inner
         return way_in + way_out
+
+
+@fx.wrap
+def _check_size(x: Tensor, num_downs: int) -> None:
+    step = 2**num_downs
+    height, width = x.shape[-2:]
+    if height % step or width % step:
+        raise UserError(
+            f"U-Net: expected height and width that are multiples of {step} (num_downs "
+            f"{num_downs}), got {height}x{width}; resize or crop the pictures, or set num_downs"
+        )
 
 
 class _Outermost(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sgc_distiller.data import ImageSet, Samples, open_images
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import unwrapped
+from sgc_distiller.module_state import deployed, unwrapped
 from sgc_distiller.names import prunable_names
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet
 
@@ -274,6 +274,15 @@ class GANTask(ABC):
             )
         found: list[list[nn.Module]] = network.sections()
         return found
+
+    def deploy(self, generator: nn.Module) -> nn.Module:
+        """Return a copy of the generator as it is deployed: the same input gives the same picture.
+
+        Nothing is dropped at random, and no sample's picture depends on others in its batch. Whoever draws
+        with it, see `drawing` in `sgc_distiller.module_state`, leaves it in this mode. By default a copy in
+        evaluation mode, whose batch norms use their running statistics.
+        """
+        return deployed(generator)
 
     def output_layers(self, generator: nn.Module) -> list[str]:
         """Return the names of the weights of the layers that make the pictures: by default the last one."""

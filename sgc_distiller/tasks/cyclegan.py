@@ -131,7 +131,18 @@ class CycleGAN(GANTask):
         return {"A": raw["A"], "B": raw["B"]}
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
-        """Return both translations: ``fake_B`` of A and ``fake_A`` of B.
+        """Return the translations of its directions: ``fake_B`` of A and ``fake_A`` of B."""
+        networks = unwrapped(generator)
+        sides = {"G_A": ("fake_B", "A"), "G_B": ("fake_A", "B")}
+        made = {name: sides[name] for name in _DIRECTIONS[self.direction]}
+        return {fake: networks[name](batch[real]) for name, (fake, real) in made.items()}
+
+    def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
+        """Return what ``D_A`` says of B and ``D_B`` of A, patch by patch."""
+        return _judge(discriminator, batch["B"], batch["A"])
+
+    def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
+        """Return what ``D_A`` says of ``fake_B`` and ``D_B`` of ``fake_A``, patch by patch.
 
         Raises:
             UserError: If there is one generator only.
@@ -141,15 +152,6 @@ class CycleGAN(GANTask):
                 "cyclegan: one generator can be measured only; training and pruning need both directions, in "
                 "one folder as latest_net_G_A.pth and latest_net_G_B.pth"
             )
-        both = unwrapped(generator)
-        return {"fake_B": both["G_A"](batch["A"]), "fake_A": both["G_B"](batch["B"])}
-
-    def judge_real(self, discriminator: nn.Module, batch: Batch) -> Judgement:
-        """Return what ``D_A`` says of B and ``D_B`` of A, patch by patch."""
-        return _judge(discriminator, batch["B"], batch["A"])
-
-    def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
-        """Return what ``D_A`` says of ``fake_B`` and ``D_B`` of ``fake_A``, patch by patch."""
         return _judge(discriminator, outputs["fake_B"], outputs["fake_A"])
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:

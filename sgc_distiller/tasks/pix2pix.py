@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.data import PairSet, Samples, open_pairs
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import drawing, same_randomness
+from sgc_distiller.module_state import deployed, drawing, same_randomness
 from sgc_distiller.networks import unet
 from sgc_distiller.networks.initialisation import initialise_normal
 from sgc_distiller.networks.patch import PatchDiscriminator
@@ -97,6 +97,10 @@ class Pix2Pix(GANTask):
     def prepare(self, raw: dict[str, Tensor], rng: torch.Generator) -> Batch:
         """Return the pairs: inputs under ``A``, truths under ``B``."""
         return {"A": raw["A"], "B": raw["B"]}
+
+    def deploy(self, generator: nn.Module) -> nn.Module:
+        """Return a copy without dropout, whose norms use each picture's own statistics, as at batch size 1."""
+        return deployed(generator, own_statistics=nn.BatchNorm2d)
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
         """Return the translations under ``fake``."""

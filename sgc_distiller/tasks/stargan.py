@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sgc_distiller import losses
 from sgc_distiller.data import AttributeSet, Samples, attribute_names, open_attributes
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import drawing, to_device, unwrapped
+from sgc_distiller.module_state import deployed, drawing, to_device, unwrapped
 from sgc_distiller.networks import stargan as networks
 from sgc_distiller.tasks.base import Batch, GANTask, Judgement, Outputs, Phase, Role, Terms
 from sgc_distiller.tasks.evaluation import Drawn, Evaluation, Sheet, loaded
@@ -132,6 +132,10 @@ class StarGAN(GANTask):
         order = to_device(torch.randperm(len(real), generator=rng), real.device)
         alpha = to_device(torch.rand(len(real), 1, 1, 1, generator=rng), real.device)
         return {"real": real, "labels": labels, "targets": labels[order], "alpha": alpha}
+
+    def deploy(self, generator: nn.Module) -> nn.Module:
+        """Return a copy whose norms use each picture's own statistics, as the baseline does."""
+        return deployed(generator, own_statistics=nn.InstanceNorm2d)
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
         """Return the pictures with their target labels under ``fake``."""
