@@ -14,6 +14,7 @@ from sgc_distiller import checkpoints, yaml_source
 from sgc_distiller.assembly import Run, resumable
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import GanSpec
+from sgc_distiller.finished import open_finished
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console
@@ -112,15 +113,12 @@ def evaluate(options: Options, console: Console | None = None) -> Record:
     Raises:
         UserError: If the options name no checkpoint.
     """
-    source = options.resume_from or options.weights_from
-    if not source:
+    if not options.resume_from and not options.weights_from:
         raise UserError("evaluating needs a checkpoint: --resume-from or --exp-load-weights-from CHECKPOINT")
-    run = Run(dataclasses.replace(options, schedule=None), console)
-    content = checkpoints.load_checkpoint(source, run.device)
-    generator = run.build("generator", float(content.get("student_width", 1.0)))
-    checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
-    method = options.method or content.get("method") or "checkpoint"
-    return run.result(generator, method, [], seconds=0.0, steps=content.get("step", 0), checkpoint=source)
+    opened = open_finished(options, console)
+    method = options.method or opened.content.get("method") or "checkpoint"
+    steps = opened.content.get("step", 0)
+    return opened.run.result(opened.generator, method, [], seconds=0.0, steps=steps, checkpoint=opened.source)
 
 
 def plan(options: Options) -> Record:
