@@ -124,8 +124,8 @@ def deployed(generator: nn.Module, own_statistics: type | tuple[type, ...] = ())
 
     Args:
         generator: The network.
-        own_statistics: Classes of norms over pictures that normalise every picture by its own mean and variance
-            instead of what training kept, as the baseline does when it draws one picture at a time.
+        own_statistics: Classes of norms over pictures that normalise every picture by its own mean and
+            variance instead of what training kept, as the baseline does when it draws one at a time.
     """
     network: nn.Module = copy.deepcopy(unwrapped(generator)).eval()
     if own_statistics:

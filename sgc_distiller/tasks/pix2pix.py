@@ -99,7 +99,7 @@ class Pix2Pix(GANTask):
         return {"A": raw["A"], "B": raw["B"]}
 
     def deploy(self, generator: nn.Module) -> nn.Module:
-        """Return a copy without dropout, whose norms use each picture's own statistics, as at batch size 1."""
+        """Return a copy without dropout whose norms use each picture's own statistics, as at batch size 1."""
         return deployed(generator, own_statistics=nn.BatchNorm2d)
 
     def generate(self, generator: nn.Module, batch: Batch) -> Outputs:
