@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-__all__ = ["Norm", "folded_weights", "norms_after"]
+__all__ = ["LayerTracer", "Norm", "folded_weights", "norms_after", "untouched"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def norms_after(model: nn.Module) -> dict[str, Norm]:
     }
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """Looks into no layer and no norm, also where they are a user's own subclasses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -76,8 +76,8 @@ def _graphs(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, fx.Graph]
     if not any(isinstance(part, _Layers) for part in module.modules()) or isinstance(module, _Layers):
         return
     try:
-        with _untouched(module):
-            graph = _Tracer().trace(module)
+        with untouched(module):
+            graph = LayerTracer().trace(module)
     except Exception as error:  # whatever the model's own code does with a value that is none
         log.debug("%s cannot be traced as a whole: %s", path or "The model", error)
     else:
@@ -88,7 +88,7 @@ def _graphs(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, fx.Graph]
 
 
 @contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module) -> Iterator[None]:
     """Put back what a model's own code sets on it while it is traced, and the global random numbers."""
     states: list[dict[str, Any]] = [part.__dict__ for part in module.modules()]
     states += [state[key] for state in states for key in ("_parameters", "_buffers") if key in state]
