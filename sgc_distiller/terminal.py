@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import (
@@ -33,6 +34,7 @@ _LATE = "by the weights"  # in the place of a sparsity that only the run tells
 
 Record = dict[str, Any]
 _SHOWN = 5  # metrics in a table; the report has them all
+_NO_LIMIT = 10_000  # columns
 WIDTH = 110
 """Columns where the output is no terminal."""
 
@@ -243,6 +245,23 @@ class Terminal(Console):
         self.console.print(table)
         for metric in first:
             self.note(f"{wording.short_name(metric)} is {metric['name']}")
+
+    def wide(self, table: StudyTable, texts: int = 1) -> None:
+        """Print a table with all its columns, none of them folded, and its notes.
+
+        Args:
+            table: What is printed.
+            texts: How many columns, from the left, hold texts; the others hold numbers.
+        """
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, name in enumerate(table.columns):
+            shown.add_column(name, justify="left" if index < texts else "right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(escape(text) for text in row))
+        unlimited = RichConsole(file=self.console.file, width=_NO_LIMIT, highlight=False)
+        unlimited.print(shown, soft_wrap=True)
+        for text in table.notes:
+            self.note(text)
 
     def study(self, table: StudyTable) -> None:
         """Print a table of a study and its notes."""

@@ -22,7 +22,7 @@ from sgc_distiller.seeding import generator_for, seed_for
 from sgc_distiller.settings import resolve
 from sgc_distiller.supervision import Supervision
 
-__all__ = ["FILE", "measure", "read_measures", "residual_of_dense"]
+__all__ = ["FILE", "measure", "read_measures", "residual_of_dense", "supervised_loss"]
 
 Record = dict[str, Any]
 
@@ -51,7 +51,7 @@ def measure(folder: Path, dense: Path, device: str | None = None) -> Record:
     checkpoints.load_weights(student, content["state_dict"], f"{folder}, generator")
     found = {
         "residual": _residual(run, student, teacher),
-        "supervised_loss": _supervised_loss(run, student, judge, teacher),
+        "supervised_loss": supervised_loss(run, student, judge, teacher),
     }
     atomic_write(folder / FILE, json.dumps(found) + "\n")
     return found
@@ -122,7 +122,18 @@ def _first(batches_of_pictures: Any, count: int) -> Tensor:
     return torch.cat(alike)[:count]
 
 
-def _supervised_loss(run: Run, student: nn.Module, judge: nn.Module, teacher: nn.Module) -> float | None:
+def supervised_loss(run: Run, student: nn.Module, judge: nn.Module, teacher: nn.Module) -> float | None:
+    """Return the paper's L_GC + 0.5 L_DC of a generator, a mean over batches of the training data.
+
+    Args:
+        run: Its task, data and seed.
+        student: The generator that is judged; its running statistics move.
+        judge: The discriminator that both are judged by.
+        teacher: The dense generator; another module than ``student``.
+
+    Returns:
+        0 for a student that equals its teacher, ``None`` where no discriminator judges.
+    """
     if not run.task.judges:
         return None
     supervision = Supervision(run.task, student, judge, teacher)
