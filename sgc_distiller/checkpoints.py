@@ -18,6 +18,7 @@ from sgc_distiller.baseline_files import converted, find_files, looks_like
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.names import canonical
 from sgc_distiller.runs import RunFolder, atomic_file
+from sgc_distiller.weight_files import DESCRIPTION, is_weight_file, read_exported, read_weight_file
 
 __all__ = [
     "find_checkpoint",
@@ -80,7 +81,9 @@ def _tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return what a path means: a file, the checkpoint in a run folder, or a folder of a baseline's files.
+    """Return what a path means: a file, the checkpoint in a run folder, or a folder of several files.
+
+    Several files are those of a baseline, or what ``sgc export`` wrote.
 
     Raises:
         UserError: If there is none, or if a baseline's files are ambiguous or not complete.
@@ -90,7 +93,7 @@ def find_checkpoint(path: str | Path) -> Path:
         inside = RunFolder(path, create=False).checkpoint_file
         if inside.is_file():
             return inside
-        if find_files(path):
+        if (path / DESCRIPTION).is_file() or find_files(path):
             return path
         raise UserError(
             f"{path}: expected {inside.name} in this folder, got none; name a run folder or a checkpoint "
@@ -105,8 +108,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """Read a checkpoint, a plain state dictionary or a baseline's files; no code in a file is run.
 
     Args:
-        path: A file, a run folder, or a folder of a baseline's files (see `find_files` in
-            `sgc_distiller.baseline_files`).
+        path: A file, also of safetensors, a run folder, a folder that ``sgc export`` wrote, or one of a
+            baseline's files (see `find_files` in `sgc_distiller.baseline_files`).
         device: Where the tensors go.
 
     Returns:
@@ -123,7 +126,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
 
 def _load_folder(folder: Path, device: torch.device | str) -> dict[str, Any]:
-    """Read a baseline's files and put them together."""
+    """Read exported files or a baseline's, and put them together."""
+    if (folder / DESCRIPTION).is_file():
+        return read_exported(folder, device)
     files = find_files(folder)
     log.info("%s: read %s", folder, ", ".join(file.name for file in files.values()))
     content: dict[str, Any] = {}
@@ -136,6 +141,8 @@ def _load_folder(folder: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def _load_file(path: Path, device: torch.device | str) -> dict[str, Any]:
+    if is_weight_file(path):
+        return read_weight_file(path, device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on files that it then refuses

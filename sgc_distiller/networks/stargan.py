@@ -68,7 +68,7 @@ def _check_inputs(x: Tensor, c: Tensor, c_dim: int) -> None:
             f"StarGAN generator: expected height and width that are multiples of 4, at least 8, got "
             f"{height}x{width}; resize or crop the pictures"
         )
-    if c.shape != (len(x), c_dim):
+    if c.shape != (x.shape[0], c_dim):  # len(x) would make the batch a constant of exported networks
         raise UserError(
             f"StarGAN generator: expected attributes of shape ({len(x)}, {c_dim}), got "
             f"{tuple(c.shape)}; give {c_dim} values for each picture"
