@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import dataclasses
 import gc
 import logging
 import os
@@ -19,6 +20,8 @@ from rich.logging import RichHandler
 from sgc_distiller import arguments
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, plan, train, warm_up
+from sgc_distiller.export import export, export_onnx, find_formats
+from sgc_distiller.export_tables import exported_tables
 from sgc_distiller.extractor_training import train_folder_extractor
 from sgc_distiller.inspection import inspect_schedule, plot_outline, write_plain
 from sgc_distiller.quickstart import quickstart
@@ -29,6 +32,7 @@ from sgc_distiller.studies.studies import STUDIES
 from sgc_distiller.study_arguments import request_of
 from sgc_distiller.task_arguments import task_options
 from sgc_distiller.terminal import WIDTH, Terminal
+from sgc_distiller.thinned_runs import thin_run, thinned_tables
 
 __all__ = ["compress_gan", "main"]
 
@@ -83,6 +87,10 @@ def _sgc(argv: Sequence[str] | None) -> None:
         _study(parsed, Terminal())
     elif parsed.command == "extractor":
         _extractor(parsed, Terminal())
+    elif parsed.command == "thin":
+        _thin(parsed, Terminal())
+    elif parsed.command == "export":
+        _export(parsed, Terminal())
     else:
         _act(parsed, compresses=parsed.command == "compress")
 
@@ -101,7 +109,9 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
     options = resolve(given)
     if compresses is None:
         compresses = options.schedule is not None
-    if arguments.is_evaluation(parsed):
+    if getattr(parsed, "export_onnx", None):
+        _export_onnx(options, parsed, terminal)
+    elif arguments.is_evaluation(parsed):
         terminal.result(evaluate(options, terminal), "")
     elif parsed.dry_run:
         if not compresses:
@@ -109,7 +119,12 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
         terminal.plan(plan(options))
     else:
         warms_up = getattr(parsed, "command", "") == "warm-up-discriminator"
+        if parsed.thinnify and not compresses:
+            _thinnify(options, terminal)
+            return
         _run(options, warm_up if warms_up else compress if compresses else train, terminal)
+        if parsed.thinnify:
+            _thinnify(dataclasses.replace(options, weights_from=options.folder, resume_from=None), terminal)
 
 
 def _run(options: Options, action: Callable[[Options, Console], Record], terminal: Terminal) -> None:
@@ -159,6 +174,52 @@ def _extractor(parsed: argparse.Namespace, terminal: Terminal) -> None:
     """Train an extractor and print how it can be trusted."""
     _set_up_logging(verbose=False)
     terminal.extractor(train_folder_extractor(parsed.data, parsed.image_size, parsed.seed))
+
+
+def _thin(parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Thin a generator and print what became smaller."""
+    _set_up_logging(verbose=False)
+    known = {name: value for name, value in vars(parsed).items() if name in ("weights_from", "task", "data")}
+    device = {"device": "cpu"} if parsed.cpu else {}
+    options = resolve({**known, **device, "task_options": task_options(parsed)})
+    _thinnify(options, terminal, parsed.out_dir)
+
+
+def _thinnify(options: Options, terminal: Terminal, folder: str | None = None) -> None:
+    source = str(options.resume_from or options.weights_from or "")
+    if not source:
+        raise UserError(
+            "--thinnify takes zero filters out of a trained generator: name it with --resume-from or "
+            "--exp-load-weights-from, or prune one with --compress"
+        )
+    named = Path(source).parent if Path(source).is_file() else Path(source)
+    target = folder or f"{named}_thin"
+    for table in thinned_tables(thin_run(options, target, terminal)):
+        terminal.study(table)
+    terminal.note(f"thinned: {target}; `sgc compress --exp-load-weights-from {target}` trains it on")
+
+
+def _export(parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Export a generator and print what was written."""
+    _set_up_logging(verbose=False)
+    given = vars(parsed)
+    formats = find_formats(given.get("formats"), terminal)
+    known: dict[str, Any] = {name: given[name] for name in ("weights_from", "task", "data") if name in given}
+    options = resolve({**known, "task_options": task_options(parsed)})
+    folder = parsed.out_dir or "exported"
+    record = export(options, folder, formats, given.get("half", False), terminal)
+    for table in exported_tables(record):
+        terminal.study(table)
+    terminal.note(f"written to {folder}, all of this and more in export.json")
+
+
+def _export_onnx(options: Options, parsed: argparse.Namespace, terminal: Terminal) -> None:
+    if getattr(parsed, "schedule", None):
+        raise UserError("--export-onnx writes a checkpoint's generator as it is; leave --compress out")
+    for item in export_onnx(options, Path(options.folder) / parsed.export_onnx, terminal):
+        terminal.note(
+            f"{item['file']}: differs from the checkpoint by {item['largest_difference']:.1e} at most"
+        )
 
 
 def _study(parsed: argparse.Namespace, terminal: Terminal) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgc_distiller._version import __version__
+from sgc_distiller.deploy_arguments import add_thin_command
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.study_arguments import add_study_commands
 from sgc_distiller.task_arguments import add_sizes, task_options
@@ -34,8 +35,6 @@ REFUSED = {
     "--summary": _LATER,
     "--sense": _LATER,
     "--sense-range": _LATER,
-    "--thinnify": _LATER,
-    "--export-onnx": _LATER,
     "--activation-stats": _CLASSIFIERS,
     "--act-stats": _CLASSIFIERS,
     "--activation-histograms": _CLASSIFIERS,
@@ -123,6 +122,8 @@ def sgc_parser() -> Parser:
         _add_run_arguments(command)
     _add_schedule_command(commands)
     _add_extractor_command(commands)
+    _add_export_command(commands)
+    add_thin_command(commands, _add_task_options)
     add_study_commands(commands)
     quickstart = commands.add_parser(
         "quickstart",
@@ -179,6 +180,31 @@ def _add_extractor_command(commands: Any) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
 
 
+def _add_export_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a trained generator as ONNX, safetensors, torch.export and compact weights",
+        description="Write a trained generator as files that others load, each checked against the original.",
+    )
+    add = command.add_argument
+    add("weights_from", metavar="CHECKPOINT", help="a run folder, a checkpoint or a file of weights")
+    add("-o", "--out-dir", default=None, metavar="DIR", help="a new folder (default: exported)")
+    add("--formats", metavar="LIST", help="some of onnx,safetensors,torch,compact (default: all)")
+    add("--half", action="store_true", help="round compact weights to half precision")
+    add("-a", "--arch", dest="task", type=_task, metavar="TASK", help="the GAN (default: checkpoint's)")
+    add("--data", metavar="DIR", help="what to try the files on (default: what it was trained on)")
+    add_sizes(add)
+
+
+def _add_task_options(command: Any) -> None:
+    """Add what names a checkpoint's task, data and sizes where it does not know them itself."""
+    add = command.add_argument
+    add("-a", "--arch", dest="task", type=_task, metavar="TASK", help="the GAN (default: checkpoint's)")
+    add("--data", metavar="DIR", help="data set (default: what it was trained on)")
+    add_sizes(add)
+    add("--cpu", action="store_true", default=False, help="use no GPU")
+
+
 def compress_gan_parser() -> Parser:
     """Return the parser of ``examples/compress_gan.py``, with compress_classifier's flags."""
     parser = Parser(
@@ -188,6 +214,14 @@ def compress_gan_parser() -> Parser:
     parser.add_argument("-a", "--arch", dest="task", type=_task, metavar="TASK", help=_TASK_HELP)
     parser.add_argument(
         "-e", "--evaluate", action="store_true", default=False, help="measure a checkpoint and exit"
+    )
+    parser.add_argument(
+        "--export-onnx",
+        nargs="?",
+        const="model.onnx",
+        default=None,
+        metavar="FILE",
+        help="export a checkpoint's generator and exit (default: model.onnx in the run's folder)",
     )
     _add_run_arguments(parser)
     return parser
@@ -216,6 +250,12 @@ def _add_starting_points(parser: Parser) -> None:
     )
     add("--runtime", choices=("builtin", "distiller"), help="what drives the schedule (default: builtin)")
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
+    add(
+        "--thinnify",
+        action="store_true",
+        default=False,
+        help="also write the result without its zero filters, to a folder beside it",
+    )
     add("--dry-run", action="store_true", default=False, help="print the schedule in full, and exit")
 
 
@@ -294,6 +334,10 @@ _NOT_OPTIONS = (
     "other_options",
     "command",
     "evaluate",
+    "thinnify",
+    "export_onnx",
+    "formats",
+    "half",
     "out_dir",
     "name",
     "verbose",

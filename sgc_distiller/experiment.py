@@ -14,7 +14,7 @@ from sgc_distiller import checkpoints, yaml_source
 from sgc_distiller.assembly import Run, resumable
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment_spec import GanSpec
-from sgc_distiller.finished import open_finished
+from sgc_distiller.finished import build_generator, open_finished
 from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Console
@@ -42,7 +42,7 @@ def train(options: Options, console: Console | None = None) -> Record:
     run = Run(options, console)
     if run.schedule is not None:
         _refuse_what_needs_a_dense_gan(run.schedule)
-    generator, discriminator = run.build("generator"), run.build("discriminator")
+    generator, discriminator = _starting_generator(run), run.build("discriminator")
     if options.weights_from:
         _load_start(run, generator, discriminator, options.weights_from, needs_judge=False)
     supervision = Supervision(run.task, generator, discriminator)
@@ -67,7 +67,7 @@ def warm_up(options: Options, console: Console | None = None) -> Record:
     run = Run(dataclasses.replace(options, warm_up=True, method=options.method or "warm-up"), console)
     if not run.task.judges:
         raise UserError(f"task {run.task.name!r} trains without a discriminator with these options")
-    generator, discriminator = run.build("generator"), run.build("discriminator")
+    generator, discriminator = _starting_generator(run), run.build("discriminator")
     if options.weights_from:
         other = discriminator if options.discriminator_from else None
         _load_start(run, generator, other, options.weights_from)
@@ -93,12 +93,21 @@ def _compression(options: Options, console: Console | None) -> tuple[Run, Superv
     teacher_hash = None
     if options.resume_from:
         teacher_hash = _load_kept_teacher(run, teacher)
+        content = checkpoints.load_checkpoint(options.resume_from, run.device)
+        is_thin = bool(content.get("thinned"))
+        student = build_generator(run, content) if is_thin else _build_student(run, teacher)
     else:
+        source = _trained_generator(options)
         wanted = discriminator if run.gan.discriminator.init == "pretrained" else None
-        _load_start(run, teacher, wanted, _trained_generator(options))
+        content = checkpoints.load_checkpoint(source, run.device)
+        if content.get("thinned"):
+            student = _load_thinned(run, teacher, wanted, source, content)
+        else:
+            _load_start(run, teacher, wanted, source)
+            student = _build_student(run, teacher)
     supervision = Supervision(
         run.task,
-        _build_student(run, teacher),
+        student,
         discriminator,
         teacher,
         objective=run.gan.objective,
@@ -226,6 +235,13 @@ def _trained_generator(options: Options) -> str:
     return options.weights_from
 
 
+def _starting_generator(run: Run) -> nn.Module:
+    """Return an untrained generator, as thin as the one whose weights it is to take."""
+    source = run.options.resume_from or run.options.weights_from
+    content = checkpoints.load_checkpoint(source, run.device) if source else {}
+    return build_generator(run, content) if content.get("thinned") else run.build("generator")
+
+
 def _build_student(run: Run, teacher: nn.Module) -> nn.Module:
     spec = run.gan.student
     student = run.build("generator", spec.width)
@@ -240,12 +256,40 @@ def _load_start(
     """Load a dense generator and, unless ``None``, its discriminator, which may be missing if not needed."""
     content = checkpoints.load_checkpoint(source, run.device)
     checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
-    if discriminator is None:
-        return
+    if discriminator is not None:
+        _load_judge(run, discriminator, source, content, needs_judge)
+
+
+def _load_thinned(
+    run: Run, teacher: nn.Module, discriminator: nn.Module | None, source: str, content: Record
+) -> nn.Module:
+    """Return a thinned generator to go on with; its teacher is the dense one that lies beside it."""
+    if run.gan.student != GanSpec().student:
+        raise UserError(
+            f"{source}: holds a thinned generator, which is trained as it is; expected a schedule whose "
+            "gan.student is left out, got one that asks for another student"
+        )
+    file = RunFolder(checkpoints.find_checkpoint(source).parent, create=False).teacher_file
+    if not file.is_file():
+        raise UserError(
+            f"{file}: expected the dense generator that supervises the thinned one of this folder, got no "
+            "such file; put it back, or name the dense run to begin anew"
+        )
+    _load_start(run, teacher, None, str(file))
+    if discriminator is not None:
+        _load_judge(run, discriminator, source, content)
+    student = build_generator(run, content)
+    checkpoints.load_weights(student, content["state_dict"], f"{source}, generator")
+    return student
+
+
+def _load_judge(
+    run: Run, discriminator: nn.Module, source: str, content: Record, needs_judge: bool = True
+) -> None:
     other = run.options.discriminator_from
     if other:
-        content = checkpoints.load_checkpoint(other, run.device)
-        state = content.get("discriminator_state_dict", content["state_dict"])
+        found = checkpoints.load_checkpoint(other, run.device)
+        state = found.get("discriminator_state_dict", found["state_dict"])
     elif "discriminator_state_dict" in content:
         state = content["discriminator_state_dict"]
     elif not needs_judge:

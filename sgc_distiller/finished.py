@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from sgc_distiller.assembly import Run
 from sgc_distiller.errors import UserError
 from sgc_distiller.recording import Console
 from sgc_distiller.settings import Options
+from sgc_distiller.thinning import fit
 
-__all__ = ["Finished", "open_finished"]
+__all__ = ["Finished", "build_generator", "open_finished"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ def open_finished(options: Options, console: Console | None = None) -> Finished:
         raise UserError("expected a checkpoint: --resume-from or --exp-load-weights-from CHECKPOINT")
     run = Run(dataclasses.replace(options, schedule=None), console)
     content = checkpoints.load_checkpoint(source, run.device)
-    generator = run.build("generator", float(content.get("student_width", 1.0)))
+    generator = build_generator(run, content)
     checkpoints.load_weights(generator, run.task.adapted(content["state_dict"]), f"{source}, generator")
     return Finished(run, generator, content, source)
+
+
+def build_generator(run: Run, content: Mapping[str, Any]) -> nn.Module:
+    """Return an untrained generator with the sizes of a checkpoint's, which may have been thinned.
+
+    Raises:
+        UserError: If its layers are not those of the run's task.
+    """
+    generator = run.build("generator", float(content.get("student_width", 1.0)))
+    if content.get("thinned"):
+        fit(generator, content["thinned"], content["state_dict"])
+    return generator

@@ -68,6 +68,7 @@ class LayerTracer(fx.Tracer):
     """Looks into no layer and no norm, also where they are a user's own subclasses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is taken as a whole."""
         return isinstance(m, (*_Layers, *_Norms)) or super().is_leaf_module(m, module_qualified_name)
 
 

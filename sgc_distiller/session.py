@@ -18,6 +18,7 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.inspection import plain_text
 from sgc_distiller.loss_policies import OutputDistillationPolicy
 from sgc_distiller.masks import sparsity_table
+from sgc_distiller.module_state import unwrapped
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Recorder, generator_sparsity
 from sgc_distiller.report import write_report
@@ -27,6 +28,7 @@ from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.seeding import seed_for
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Role
+from sgc_distiller.thinning import sizes_beside
 from sgc_distiller.training import Trainer
 
 __all__ = ["Session"]
@@ -54,6 +56,7 @@ class Session:
         self.method = options.method or (Path(str(options.schedule)).stem if prunes else "dense")
         self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
         self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
+        self._built = run.build("generator", run.gan.student.width)
         self.plain_schedules: dict[str, Record] = {}
         self.plan: list[dict[str, float | None]] = []
         self.overall: list[float | None] = []
@@ -317,6 +320,7 @@ class Session:
             "config": self.config,
             "task_options": dict(self.run.task.options),
             "student_width": self.run.gan.student.width,
+            "thinned": sizes_beside(unwrapped(self.supervision.generator), self._built),
             "method": self.method,
             "schedule": self.run.schedule.text if self.run.schedule else "",
             "teacher_sha256": self.teacher_hash,

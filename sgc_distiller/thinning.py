@@ -23,7 +23,7 @@ from sgc_distiller.channel_tracing import trace
 from sgc_distiller.channel_values import is_uniform
 from sgc_distiller.errors import UserError
 
-__all__ = ["Cut", "Thinning", "apply", "find_removable", "fit", "thin"]
+__all__ = ["Cut", "Thinning", "apply", "cut_tensor", "find_removable", "fit", "sizes_beside", "thin"]
 
 log = logging.getLogger(__name__)
 
@@ -287,6 +287,23 @@ def _resize(network: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> None:
             if name not in _OF_LAYERS + _OF_OTHERS or not isinstance(value, int) or value < 1:
                 raise UserError(f"{path}: expected a size such as out_channels: 12, got {name}: {value!r}")
             setattr(module, name, value)
+
+
+def sizes_beside(network: nn.Module, built: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the sizes of a network's modules that differ from those of another one, as `fit` takes them.
+
+    Args:
+        network: The network, perhaps thinner.
+        built: One of the same kind, as its task builds it.
+    """
+    others = dict(built.named_modules())
+    found: dict[str, dict[str, int]] = {}
+    for path, module in network.named_modules():
+        for name in _OF_LAYERS + _OF_OTHERS:
+            value = getattr(module, name, None)
+            if isinstance(value, int) and value != getattr(others.get(path), name, value):
+                found.setdefault(path, {})[name] = value
+    return found
 
 
 def fit(network: nn.Module, sizes: Mapping[str, Mapping[str, int]], state: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sgc_distiller import checkpoints
 from sgc_distiller.assembly import Run
 from sgc_distiller.data import batches
+from sgc_distiller.finished import build_generator
 from sgc_distiller.loss_policies import SelfSupervisedPolicy
 from sgc_distiller.masks import MaskSet
 from sgc_distiller.pictures import save_comparison
@@ -47,7 +48,7 @@ def measure(folder: Path, dense: Path, device: str | None = None) -> Record:
     run = _run(dense, device)
     teacher, judge = _networks(run, dense)
     content = checkpoints.load_checkpoint(folder, run.device)
-    student = run.build("generator", float(content.get("student_width", 1.0)))
+    student = build_generator(run, content)
     checkpoints.load_weights(student, content["state_dict"], f"{folder}, generator")
     found = {
         "residual": _residual(run, student, teacher),
