@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
 
-from sgc_distiller import arguments
+from sgc_distiller import arguments, inspection_arguments, summaries
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, plan, train, warm_up
 from sgc_distiller.export import export, export_onnx, find_formats
@@ -27,6 +27,9 @@ from sgc_distiller.inspection import inspect_schedule, plot_outline, write_plain
 from sgc_distiller.quickstart import quickstart
 from sgc_distiller.recording import Console
 from sgc_distiller.resources import find_schedule
+from sgc_distiller.runs import atomic_write
+from sgc_distiller.sensitivity import measure_sensitivity
+from sgc_distiller.sensitivity_outcome import closing_notes, sensitivity_table, write_outcome
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.studies.studies import STUDIES
 from sgc_distiller.study_arguments import request_of
@@ -91,6 +94,10 @@ def _sgc(argv: Sequence[str] | None) -> None:
         _thin(parsed, Terminal())
     elif parsed.command == "export":
         _export(parsed, Terminal())
+    elif parsed.command in ("summary", "sense"):
+        _set_up_logging(verbose=False)
+        options = resolve(inspection_arguments.asked_of_checkpoint(parsed))
+        _inspect(options, parsed, Terminal())
     else:
         _act(parsed, compresses=parsed.command == "compress")
 
@@ -109,7 +116,10 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
     options = resolve(given)
     if compresses is None:
         compresses = options.schedule is not None
-    if getattr(parsed, "export_onnx", None):
+    inspection_arguments.refuse_lonely_flags(parsed)
+    if inspection_arguments.inspects(parsed):
+        _inspect(options, parsed, terminal)
+    elif getattr(parsed, "export_onnx", None):
         _export_onnx(options, parsed, terminal)
     elif arguments.is_evaluation(parsed):
         terminal.result(evaluate(options, terminal), "")
@@ -220,6 +230,52 @@ def _export_onnx(options: Options, parsed: argparse.Namespace, terminal: Termina
         terminal.note(
             f"{item['file']}: differs from the checkpoint by {item['largest_difference']:.1e} at most"
         )
+
+
+def _inspect(options: Options, parsed: argparse.Namespace, terminal: Terminal) -> None:
+    if getattr(parsed, "sense", None):
+        _sense(options, parsed, terminal)
+    else:
+        _summary(options, parsed, terminal)
+
+
+def _summary(options: Options, parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Print summaries of a generator."""
+    kinds = list(dict.fromkeys(getattr(parsed, "summary", None) or ["sparsity"]))
+    file = getattr(parsed, "csv", None)
+    if file and (len(kinds) > 1 or kinds == ["model"]):
+        raise UserError(
+            f"--csv {file}: expected one kind that is a table (sparsity, compute, modules), got "
+            f"{', '.join(kinds)}"
+        )
+    run, generator, source = summaries.inspected(options, terminal)
+    for kind in kinds:
+        if kind == "model":
+            terminal.note(str(generator))
+            continue
+        rows, table, texts = summaries.summary_of(kind, run, generator, source)
+        terminal.wide(table, texts)
+        if file:
+            atomic_write(file, summaries.rows_as_csv(rows))
+            terminal.note(f"csv: {file}")
+
+
+def _sense(options: Options, parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Analyse a generator's sensitivity, print it, and say what was written."""
+    request = inspection_arguments.sensitivity_request(parsed)
+    folder = inspection_arguments.sensitivity_folder(parsed)
+    try:
+        found = measure_sensitivity(options, request, folder / f"{request.structure}.jsonl", terminal)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from None
+    for metric in request.metrics:
+        terminal.wide(sensitivity_table(found, metric))
+    for text in closing_notes(found):
+        terminal.note(text)
+    files = write_outcome(found, folder)
+    terminal.note(f"table: {files.csv}")
+    terminal.note(f"plot: {files.plot}")
+    terminal.note(f"schedule to start from: {files.schedule or 'none, since no layer tolerates anything'}")
 
 
 def _study(parsed: argparse.Namespace, terminal: Terminal) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sgc_distiller import inspection_arguments
 from sgc_distiller._version import __version__
 from sgc_distiller.deploy_arguments import add_thin_command
 from sgc_distiller.errors import UserError, nearest
@@ -18,7 +19,6 @@ from sgc_distiller.tasks import TASKS, find_task
 
 __all__ = ["compress_gan_parser", "given_options", "is_evaluation", "parse", "sgc_parser"]
 
-_LATER = "this version trains, prunes and measures; it neither inspects, thins nor exports"
 _CLASSIFIERS = "it is about classifiers, and a generator has no labels to score"
 _QUANTIZATION = "it is about quantization, and this tool prunes"
 _GREEDY = "greedy filter pruning is not supported; use a schedule"
@@ -32,9 +32,6 @@ REFUSED = {
     "--valid-size": _NO_VALIDATION,
     "--vs": _NO_VALIDATION,
     "--validation-split": _NO_VALIDATION,
-    "--summary": _LATER,
-    "--sense": _LATER,
-    "--sense-range": _LATER,
     "--activation-stats": _CLASSIFIERS,
     "--act-stats": _CLASSIFIERS,
     "--activation-histograms": _CLASSIFIERS,
@@ -124,6 +121,7 @@ def sgc_parser() -> Parser:
     _add_extractor_command(commands)
     _add_export_command(commands)
     add_thin_command(commands, _add_task_options)
+    inspection_arguments.add_inspection_commands(commands, _add_task_options)
     add_study_commands(commands)
     quickstart = commands.add_parser(
         "quickstart",
@@ -223,6 +221,7 @@ def compress_gan_parser() -> Parser:
         metavar="FILE",
         help="export a checkpoint's generator and exit (default: model.onnx in the run's folder)",
     )
+    inspection_arguments.add_inspection_flags(parser)
     _add_run_arguments(parser)
     return parser
 
@@ -338,6 +337,7 @@ _NOT_OPTIONS = (
     "export_onnx",
     "formats",
     "half",
+    *inspection_arguments.NAMES,
     "out_dir",
     "name",
     "verbose",
@@ -366,7 +366,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if "resume_from" not in given or "reset_optimizer" in given:
         name = arguments.name or datetime.datetime.now().strftime("%Y.%m.%d-%H%M%S")
         given["folder"] = str(Path(arguments.out_dir or "logs") / name)
-    elif named and not is_evaluation(arguments):
+    elif named and not (is_evaluation(arguments) or inspection_arguments.inspects(arguments)):
         raise UserError(
             "--resume-from goes on in the run's own folder: leave out -n and -o, or begin a new run from its "
             "weights with --reset-optimizer"

@@ -34,7 +34,8 @@ __all__ = [
     "module_table",
     "rows_as_csv",
     "sparsity_rows",
-    "sparsity_summary",
+    "sparsity_table_of",
+    "summary_of",
 ]
 
 Record = dict[str, Any]
@@ -69,6 +70,25 @@ def inspected(options: Options, console: Console | None = None) -> tuple[Run, nn
     return run, run.build("generator"), f"{run.task.name}, untrained"
 
 
+def summary_of(kind: str, run: Run, generator: nn.Module, source: str) -> tuple[list[Record], Table, int]:
+    """Return a summary's rows, its table, and how many of the table's columns, from the left, are texts.
+
+    Args:
+        kind: One of `KINDS`, except ``model``, which has no rows.
+        run: The generator's run.
+        generator: The generator.
+        source: Where it comes from.
+    """
+    if kind == "sparsity":
+        rows = sparsity_rows(generator)
+        return rows, sparsity_table_of(rows, source), 2
+    if kind == "compute":
+        rows = compute_rows(run.task, generator, run.data)
+        return rows, compute_table(rows, source), 5
+    rows = module_rows(generator)
+    return rows, module_table(rows, source), 2
+
+
 def sparsity_rows(generator: nn.Module) -> list[Record]:
     """Return the sparsity of every parameter with two or more dimensions, in the order of the model.
 
@@ -100,7 +120,7 @@ def _structure_sparsity(weight: Tensor, axes: Axes | None) -> dict[str, float | 
     return found
 
 
-def sparsity_summary(rows: Sequence[Record], source: str) -> Table:
+def sparsity_table_of(rows: Sequence[Record], source: str) -> Table:
     """Return rows of `sparsity_rows` as a table, with a line for all of them together."""
     shown = [title for title in _STRUCTURES if any(row[title] is not None for row in rows)]
     columns = (
@@ -135,8 +155,8 @@ def sparsity_summary(rows: Sequence[Record], source: str) -> Table:
         f"Total sparsity: {wording.percent(share)} ({wording.count(nonzero)} of {wording.count(dense)} "
         "weights are not zero).",
         "Percentages: how many of such structures are zero as a whole. Channels are a layer's inputs "
-        "and filters its outputs, whatever its type; 3-D is dimension 0 of the stored weight, which Distiller "
-        "calls a filter.",
+        "and filters its outputs, whatever its type; 3-D is dimension 0 of the stored weight, what Distiller "
+        "calls filters.",
     ]
     return Table(f"Sparsity of {source}", columns, lines, notes)
 
@@ -211,7 +231,7 @@ def compute_table(rows: Sequence[Record], source: str) -> Table:
     macs, left = (sum(row[name] for row in rows) for name in ("macs", "macs_nonzero"))
     totals = map(wording.count, (weights, macs, left))
     lines.append(("all", "", "", "", "", *totals, _percent(left / max(1, macs))))
-    less = f"{macs / left:.2f} times fewer" if left else "none is left"
+    less = f"{macs / left:.2f} times fewer" if 0 < left < macs else "none is left" if macs > left else "all"
     notes = [
         f"Total MACs for one sample: {wording.count(macs)}; after pruning {wording.count(left)} ({less}).",
         CONVENTION,
