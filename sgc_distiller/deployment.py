@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from sgc_distiller.data import Samples, batches
 from sgc_distiller.errors import UserError
-from sgc_distiller.module_state import unwrapped
+from sgc_distiller.module_state import Part, parts_of
 from sgc_distiller.seeding import generator_for, seed_for
 from sgc_distiller.tasks.base import GANTask
 
@@ -21,29 +20,6 @@ __all__ = ["Inputs", "Part", "example_inputs", "parts_of"]
 
 Inputs = tuple[Tensor, ...]
 """What a network is called with, in the order of its arguments."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One network that is called by itself; CycleGAN's generator has two, all others one.
-
-    Attributes:
-        name: ``generator``, or its name in the `torch.nn.ModuleDict` that holds several (``G_A``).
-        prefix: What the names of its parameters begin with in the whole generator, such as ``G_A.``.
-        network: The network.
-    """
-
-    name: str
-    prefix: str
-    network: nn.Module
-
-
-def parts_of(generator: nn.Module) -> list[Part]:
-    """Return the networks that a generator consists of."""
-    network = unwrapped(generator)
-    if isinstance(network, nn.ModuleDict):
-        return [Part(name, f"{name}.", part) for name, part in network.items()]
-    return [Part("generator", "", network)]
 
 
 def example_inputs(

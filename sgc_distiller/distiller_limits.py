@@ -140,6 +140,12 @@ def _check_structures(
                 raise lacking(spec, f"'{name}: {given}'", f"Distiller knows '{name}: {usual}' only.")
         if pruner.kind == "Blocks" and pruner.noise:
             raise lacking(spec, "'noise' for Blocks", "Distiller ignores it there: leave it out.")
+        if pruner.is_coupled:
+            raise lacking(
+                spec,
+                "'group_dependency: Coupled'",
+                "Distiller knows 'Leader' only: name the layers that belong together under one.",
+            )
         if pruner.follows_leader:
             _check_leader(policy, pruner, parameters[pruner.weights[0]])
 

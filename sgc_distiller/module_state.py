@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "Part",
     "captured",
     "deployed",
     "drawing",
     "frozen_statistics",
+    "parts_of",
     "same_randomness",
     "to_device",
     "trainable",
@@ -179,3 +182,26 @@ def unwrapped(network: nn.Module) -> Any:
         if not isinstance(inner, nn.Module):
             return network
         network = inner
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network that is called by itself; CycleGAN's generator has two, all others one.
+
+    Attributes:
+        name: ``generator``, or its name in the `torch.nn.ModuleDict` that holds several (``G_A``).
+        prefix: What the names of its parameters begin with in the whole generator, such as ``G_A.``.
+        network: The network.
+    """
+
+    name: str
+    prefix: str
+    network: nn.Module
+
+
+def parts_of(generator: nn.Module) -> list[Part]:
+    """Return the networks that a generator consists of."""
+    network = unwrapped(generator)
+    if isinstance(network, nn.ModuleDict):
+        return [Part(name, f"{name}.", part) for name, part in network.items()]
+    return [Part("generator", "", network)]

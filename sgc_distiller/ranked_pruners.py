@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgc_distiller import checks
+from sgc_distiller.coupled_filters import CoupledFilters, find_coupled
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import drop_smallest
 from sgc_distiller.pruners import ConstantRate, GradualRate, Maskers, Meta, Pruner, Rate
@@ -86,6 +87,34 @@ class RankedPruner(StructurePruner):
                 "Expected 'scope: layer' beside 'group_dependency', 'noise' or 'group_size', got 'global'.",
                 "scope",
             )
+        if self.is_coupled and (
+            self.kind != "Filters" or self.is_global or self.noise or self.group_size > 1
+        ):
+            raise checks.ArgumentError(
+                "Expected 'group_dependency: Coupled' beside 'group_type: Filters' and neither "
+                f"'scope: global' nor 'noise' nor 'group_size', got it beside {self._beside_coupled()}.",
+                "group_dependency",
+            )
+        self._coupled: list[CoupledFilters] = []
+
+    def _beside_coupled(self) -> str:
+        if self.kind != "Filters":
+            return f"'group_type: {self.kind}'"
+        if self.is_global:
+            return "'scope: global'"
+        return f"'noise: {self.noise}'" if self.noise else f"'group_size: {self.group_size}'"
+
+    def _find(self, model: nn.Module, spared: Collection[str]) -> None:
+        super()._find(model, spared)
+        if not self.is_coupled:
+            return
+        if not self._axes:
+            raise checks.ArgumentError(
+                "Expected a schedule with a 'gan' section, in which Filters are a layer's true outputs, got "
+                "one without; add 'gan: {}', or leave 'group_dependency: Coupled' out.",
+                "group_dependency",
+            )
+        self._coupled = find_coupled(model, self.weights)
 
     def brings_back(self) -> bool:
         """Return whether noise may let what is pruned rank before what is not."""
@@ -130,16 +159,33 @@ class RankedPruner(StructurePruner):
 
     def set_masks(self, weights: Mapping[str, Tensor], zeros_mask_dict: Maskers, meta: Meta) -> None:
         """Set the masks for the current epoch; see `Pruner.set_masks`."""
-        if not self.is_global:
+        if not self.is_global and not self.is_coupled:
             super().set_masks(weights, zeros_mask_dict, meta)
             return
         share = self.rate.target(meta)
         if share == 0.0:
             return
         listed = {name: weights[name] for name in weights if name in self.weights}
-        for name, kept in self._pick_of_all(listed, zeros_mask_dict, share).items():
+        pick = self._pick_coupled if self.is_coupled else self._pick_of_all
+        for name, kept in pick(listed, zeros_mask_dict, share).items():
             expanded = self.grouping(name, listed[name]).expand(kept)
             zeros_mask_dict[name].mask = torch.empty_like(listed[name]).copy_(expanded)
+
+    def _pick_coupled(
+        self, weights: Mapping[str, Tensor], zeros_mask_dict: Maskers, share: float
+    ) -> dict[str, Tensor]:
+        """Return which filters of each weight stay, ranked by units; every layer keeps one unless all go."""
+        kept: dict[str, Tensor] = {}
+        for coupled in self._coupled:
+            own = {name: weights[name] for name in coupled.units}
+            groupings = {name: self.grouping(name, weight) for name, weight in own.items()}
+            scores = coupled.scores(own, groupings, self.order)
+            gone = coupled.gone(own, groupings, {name: zeros_mask_dict[name].mask for name in own})
+            stays = coupled.largest_of_each(scores) & (share < 1.0) & ~gone
+            ranked = scores.masked_fill(gone, -1.0).masked_fill(stays, torch.inf)
+            units = ~(drop_smallest(ranked, self.drop_count(coupled.count, share)) | gone) | stays
+            kept.update({name: units[index.to(units.device)] for name, index in coupled.units.items()})
+        return kept
 
     def _pick_of_all(
         self, weights: Mapping[str, Tensor], zeros_mask_dict: Maskers, share: float
@@ -307,6 +353,11 @@ class RandomLevelStructureParameterPruner(RankedPruner):
         if low > high:
             raise checks.ArgumentError(
                 f"Expected the smaller share first, got {list(sparsity_range)}.", "sparsity_range"
+            )
+        if group_dependency == "Coupled":
+            raise checks.ArgumentError(
+                "Expected 'Leader' or nothing, since every weight's share is drawn by itself, got 'Coupled'.",
+                "group_dependency",
             )
         super().__init__(name, 1, group_type, weights, ConstantRate(high), group_dependency, kwargs)
         self.sparsity_range = (low, high)

@@ -30,7 +30,7 @@ from sgc_distiller.structures import (
 
 __all__ = ["StructureParameterPruner", "StructurePruner", "checked_kind"]
 
-Dependency = Literal["Leader"]
+Dependency = Literal["Leader", "Coupled"]
 
 
 class StructurePruner(ListedPruner):
@@ -42,7 +42,8 @@ class StructurePruner(ListedPruner):
         weights: Names or shell patterns of the parameters.
         rate: Share of the structures that go in an epoch.
         group_dependency: ``Leader`` prunes in all weights the structures that the first one's ranking picks;
-            None ranks each weight for itself.
+            ``Coupled`` ranks and prunes filters together whose outputs are summed or woven into one another
+            (ranked pruners only); None ranks each weight for itself.
         prune_output: Whether a generator's output layer may be pruned, where it is named in full.
 
     Raises:
@@ -66,7 +67,8 @@ class StructurePruner(ListedPruner):
             checks.one_of(group_dependency, get_args(Dependency), "group_dependency")
         self.kind = kind
         self.rate = rate
-        self.follows_leader = group_dependency is not None
+        self.follows_leader = group_dependency == "Leader"
+        self.is_coupled = group_dependency == "Coupled"
         self.prune_output = checks.boolean(prune_output, "prune_output")
         self._groupings: dict[str, Grouping] = {}
         self._leader_share: float | None = None
