@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgc_distiller.errors import UserError
 
-__all__ = ["Entries", "packed", "unpacked"]
+__all__ = ["Entries", "bits_of", "packed", "unpacked"]
 
 Entries = dict[str, dict[str, Any]]
 """For each tensor ``how`` it is stored, its ``shape`` and the ``dtype`` that it comes back in."""
@@ -61,6 +61,12 @@ def packed(state: Mapping[str, Tensor], half: bool = False) -> tuple[dict[str, T
     return tensors, entries
 
 
+def bits_of(tensor: Tensor) -> NDArray[Any]:
+    """Return the bits of a tensor's elements as whole numbers, shape (elements,)."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return np.asarray(flat.view(_INTEGERS[flat.element_size()]).numpy())
+
+
 def _can_be_halved(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.dim() >= 2
 
@@ -77,7 +83,7 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 def _smallest(flat: Tensor) -> tuple[str, dict[str, Tensor]]:
     """Return the name of the way that takes the fewest bytes, and its parts."""
     size = flat.element_size()
-    bits = flat.view(_INTEGERS[size]).numpy()  # -0.0 is not 0: it has a bit
+    bits = bits_of(flat)  # -0.0 is not 0: it has a bit
     places = np.flatnonzero(bits)
     gaps = _gaps(places, len(bits))
     values = len(places) * size + _HEADER
@@ -127,7 +133,7 @@ def _tensor(name: str, tensors: Mapping[str, Tensor], entry: Any) -> Tensor:
         flat = values
     elif how == "bitmask":
         flat = _scattered(name, values, *_places_of_mask(_bytes(name, "mask", tensors)))
-        if count <= len(flat) < count + 8 and not _bits(flat[count:]).any():
+        if count <= len(flat) < count + 8 and not bits_of(flat[count:]).any():
             flat = flat[:count]  # the last byte may be wider than the tensor
     else:
         flat = _scattered(name, values, *_places_of_gaps(name, _bytes(name, "gaps", tensors)))
@@ -167,10 +173,6 @@ def _bytes(name: str, kind: str, tensors: Mapping[str, Tensor]) -> NDArray[np.ui
     if part.dtype != torch.uint8:
         raise UserError(f"{name}: expected bytes as {kind}, got {part.dtype}")
     return np.asarray(part.cpu().numpy())
-
-
-def _bits(flat: Tensor) -> NDArray[Any]:
-    return np.asarray(flat.view(_INTEGERS[flat.element_size()]).numpy())
 
 
 def _places_of_mask(mask: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:

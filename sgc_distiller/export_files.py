@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sgc_distiller._version import __version__
+from sgc_distiller.compact_weights import bits_of
 from sgc_distiller.deployment import Part, parts_of
 from sgc_distiller.errors import UserError
 from sgc_distiller.export_subject import Subject, largest_difference, outputs_of
@@ -21,7 +21,7 @@ from sgc_distiller.masks import sparsity_table
 from sgc_distiller.names import prunable_names
 from sgc_distiller.onnx_export import OPSET, onnx_bytes
 from sgc_distiller.torch_export import torch_bytes
-from sgc_distiller.weight_files import compact_bytes, plain_bytes, read_weight_file
+from sgc_distiller.weight_files import builds, compact_bytes, plain_bytes, read_weight_file
 
 __all__ = ["FORMATS", "Format", "Source", "weight_sizes"]
 
@@ -52,8 +52,7 @@ class Source:
     def about(self) -> Record:
         """Return what tells which generator the weights are of; who reads a file back needs no more."""
         task = self.opened.run.task
-        width = {key: self.opened.content[key] for key in ("student_width",) if key in self.opened.content}
-        return {"task": task.name, "options": dict(task.options), **width}
+        return {**builds(self.opened.content), "task": task.name, "options": dict(task.options)}
 
     def sparsity(self) -> Record:
         """Return how many weights of convolutions and linear layers there are, and how many are not zero."""
@@ -124,8 +123,7 @@ def _read_back(source: Source, path: Path) -> Record:
 def _is_same(first: Tensor, second: Tensor) -> bool:
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
-    bits = (item.detach().cpu().contiguous().flatten().view(torch.uint8) for item in (first, second))
-    return torch.equal(*bits)
+    return bool((bits_of(first) == bits_of(second)).all())
 
 
 @dataclass(frozen=True)

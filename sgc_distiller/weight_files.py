@@ -1,8 +1,8 @@
 """Weights in safetensors files, plain or compact: tensors and a header in JSON, no code.
 
-A file of ours has one entry among the metadata, ``sgc_distiller``, a JSON object with ``task``, ``options``
-and, in a compact file, ``tensors`` (see `sgc_distiller.compact_weights`). One, because the library writes
-several in an order that changes from run to run.
+A file of ours has one entry among the metadata, ``sgc_distiller``, a JSON object with ``task``, ``options``,
+what else a generator is built from, and in a compact file ``tensors`` (see `sgc_distiller.compact_weights`).
+One, because the library writes several in an order that changes from run to run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sgc_distiller.optional_packages import load
 
 __all__ = [
     "DESCRIPTION",
+    "builds",
     "compact_bytes",
     "is_weight_file",
     "plain_bytes",
@@ -33,8 +34,18 @@ DESCRIPTION = "export.json"
 
 _ENTRY = "sgc_distiller"
 _VERSION = 1
-_KNOWN = {"task": "arch", "options": "task_options", "student_width": "student_width"}
-"""What a header says of the generator, and the keys of a checkpoint that say it."""
+_BUILDS: dict[str, tuple[str, type]] = {
+    "task": ("arch", str),
+    "options": ("task_options", dict),
+    "student_width": ("student_width", float),
+    "thinned": ("thinned", dict),
+}
+"""What a header says of the generator, and under which key and as what a checkpoint does."""
+
+
+def builds(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return for a header what a checkpoint says of how its generator is built."""
+    return {name: content[key] for name, (key, _) in _BUILDS.items() if content.get(key)}
 
 
 def is_weight_file(path: Path) -> bool:
@@ -81,8 +92,8 @@ def read_weight_file(path: Path, device: torch.device | str = "cpu") -> dict[str
     """Read a safetensors file, plain or compact, of ours or of others.
 
     Returns:
-        ``state_dict``, and ``arch``, ``task_options`` and ``student_width`` of a checkpoint where the header
-        says them.
+        ``state_dict``, and those of a checkpoint's keys that a generator is built from, where the header has
+        them.
 
     Raises:
         UserError: If it is damaged, or the package safetensors is missing.
@@ -91,9 +102,8 @@ def read_weight_file(path: Path, device: torch.device | str = "cpu") -> dict[str
     if "compact" in header:
         tensors = _unpacked(path, tensors, header)
     content: dict[str, Any] = {"state_dict": {name: item.to(device) for name, item in tensors.items()}}
-    types = {"task": str, "options": dict, "student_width": float}
-    for name, key in _KNOWN.items():
-        if isinstance(header.get(name), types[name]):
+    for name, (key, kind) in _BUILDS.items():
+        if isinstance(header.get(name), kind):
             content[key] = header[name]
     return content
 
