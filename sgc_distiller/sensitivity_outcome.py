@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,14 @@ from sgc_distiller import wording
 from sgc_distiller.names import prunable_names
 from sgc_distiller.runs import atomic_file, atomic_write
 from sgc_distiller.schedule import Schedule, read_schedule
-from sgc_distiller.sensitivity import Analysis
+from sgc_distiller.sensitivity import Analysis, Point
 from sgc_distiller.studies.comparing import rank_correlation
 from sgc_distiller.studies.tables import Table
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.yaml_source import write
 
 __all__ = [
+    "Agreement",
     "Files",
     "agreement",
     "closing_notes",
@@ -58,6 +61,24 @@ class Files:
     csv: Path
     plot: Path
     schedule: Path | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two metrics agree.
+
+    Attributes:
+        spearman: Rank correlation over all points, which both rise with the level; ``None`` of fewer than
+            five points, or ties only.
+        points: How many points that is of.
+        alike: Pairs of layers, at one level, that both metrics put in the same order.
+        pairs: How many pairs there are.
+    """
+
+    spearman: float | None
+    points: int
+    alike: int
+    pairs: int
 
 
 def write_outcome(analysis: Analysis, folder: str | Path) -> Files:
@@ -126,21 +147,34 @@ def sensitivity_table(analysis: Analysis, metric: str) -> Table:
     return Table(title, columns, lines, [f"{_TITLES[metric]} is {analysis.names[metric]}"])
 
 
-def agreement(analysis: Analysis) -> tuple[float | None, int] | None:
-    """Return Spearman's rank correlation of the supervised loss with FID and the number of points.
+def agreement(analysis: Analysis) -> Agreement | None:
+    """Return how far the supervised loss and FID agree; ``None`` where only one of them was measured.
 
-    Points that are the dense generator count once. ``None`` where only one of them was measured; the
-    correlation is ``None`` where there are fewer than five points, or ties only.
+    The generator as it was opened counts as one point.
     """
     metrics = analysis.request.metrics
     if len(metrics) < 2:
         return None
     rows: list[Mapping[str, float | None]] = [analysis.dense]
     rows += [point.values for point in analysis.points if not point.is_dense]
-    unique = list(dict.fromkeys(tuple(row[name] for name in metrics) for row in rows))
-    finite = [pair for pair in unique if None not in pair]
-    one, other = ([float(pair[place] or 0.0) for pair in finite] for place in (0, 1))
-    return rank_correlation(one, other), len(finite)
+    pairs = [(row[metrics[0]], row[metrics[1]]) for row in rows]
+    finite = [(one, other) for one, other in dict.fromkeys(pairs) if one is not None and other is not None]
+    correlation = rank_correlation([one for one, _ in finite], [other for _, other in finite])
+    alike = [
+        _ordered(first, second, metrics[0]) == _ordered(first, second, metrics[1])
+        for first, second in itertools.combinations(analysis.points, 2)
+        if first.level == second.level and not (first.is_dense or second.is_dense)
+    ]
+    return Agreement(correlation, len(finite), sum(alike), len(alike))
+
+
+def _ordered(first: Point, second: Point, metric: str) -> int:
+    """Return -1, 0 or 1: which of two layers a metric finds worse; what is no finite number is worst."""
+    one, other = (
+        math.inf if point.values[metric] is None else float(point.values[metric] or 0.0)
+        for point in (first, second)
+    )
+    return (one > other) - (one < other)
 
 
 def closing_notes(analysis: Analysis) -> list[str]:
@@ -156,9 +190,11 @@ def closing_notes(analysis: Analysis) -> list[str]:
     told.append(f"measuring took, with what earlier calls measured: {', '.join(times)}")
     found = agreement(analysis)
     if found is not None:
-        correlation, count = found
-        value = "unknown, for fewer than five or ties" if correlation is None else f"{correlation:.3f}"
-        told.append(f"rank agreement of the supervised loss with FID (Spearman), {count} points: {value}")
+        value = "none, of fewer than five or ties" if found.spearman is None else f"{found.spearman:.3f}"
+        told.append(
+            f"rank agreement of the supervised loss with FID (Spearman) over {found.points} points: {value}; "
+            f"of {found.pairs} pairs of layers at one level, {found.alike} are ordered alike"
+        )
     return told
 
 
@@ -196,8 +232,8 @@ def _draw(panel: Axes, analysis: Analysis, metric: str) -> None:
         panel.plot(
             [level for level, _ in known],
             [value for _, value in known],
-            label=weight,
-            color=colours(0.95 * index / max(1, len(weights) - 1)),
+            label=f"{weight} (output)" if weight in analysis.outputs else weight,
+            color=colours(0.9 * index / max(1, len(weights) - 1)),
             linestyle="--" if weight in analysis.outputs else "-",
             marker="o",
             markersize=2.5,
@@ -208,9 +244,12 @@ def _draw(panel: Axes, analysis: Analysis, metric: str) -> None:
     if metric == analysis.request.metrics[0]:
         limit = dense + tolerance if metric == "loss" else dense * (1 + tolerance)
         panel.axhline(limit, color="0.4", linewidth=0.8, linestyle=":", label="tolerated")
-    linear = 2 * dense or 0.1
-    if highest > 10 * linear:  # linear around the dense value, logarithmic above
-        panel.set_yscale("symlog", linthresh=linear)
+    if metric != "loss" and highest > 5 * dense > 0:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+    elif metric == "loss" and highest > 1:  # it begins at 0
+        panel.set_yscale("symlog", linthresh=0.1)
         panel.yaxis.set_major_formatter("{x:g}")
     panel.set_ylabel(_TITLES[metric])
     panel.grid(visible=True, linewidth=0.4, alpha=0.5)
@@ -281,10 +320,11 @@ def _header(analysis: Analysis, path: str | Path) -> str:
     opened, metric = analysis.opened, analysis.request.metrics[0]
     unit = "" if metric == "loss" else " of the dense value"
     lines = [
-        f"# Purpose: prune every layer to the level up to which {analysis.names[metric]}",
-        f"#   rises by at most {analysis.request.tolerance:g}{unit} when that layer's "
-        f"{analysis.request.structure}s alone are pruned, without training. Together they do more",
-        "#   damage, which training has to mend.",
+        f"# Purpose: prune every layer's {analysis.request.structure}s to the level up to which, pruned alone "
+        "and not trained,",
+        f"#   they let the metric rise by at most {analysis.request.tolerance:g}{unit}. Together "
+        "they do more damage, which training mends.",
+        f"# Metric: {analysis.names[metric]}",
         f"# Command: sgc compress {opened.run.options.task} --compress {path} "
         f"--exp-load-weights-from {opened.source}",
         f"# Tolerated by each layer (dense: {wording.number(analysis.dense[metric])}):",
