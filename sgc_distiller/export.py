@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sgc_distiller import checkpoints
 from sgc_distiller._version import __version__
@@ -152,10 +153,22 @@ def export_onnx(options: Options, file: str | Path, console: Console | None = No
 def _sources(options: Options, half: bool, console: Console | None) -> list[Source]:
     """Open a generator on the CPU, where files are made, and return its networks."""
     opened = open_finished(dataclasses.replace(options, device="cpu"), console)
+    _drop_signs_of_zeros(opened.generator)
     task = opened.run.task
     subjects = subjects_of(task, task.deploy(opened.generator), opened.run.data)
     kept = parts_of(opened.generator)
     return [Source(opened, subject, part, half) for subject, part in zip(subjects, kept, strict=True)]
+
+
+def _drop_signs_of_zeros(network: nn.Module) -> None:
+    """Make -0.0 in the weights 0.0, in place: masks leave one wherever a negative weight was pruned.
+
+    No picture depends on it, while every format for sparse weights, and gzip, would store it as a value.
+    """
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(0.0)
 
 
 def _described(source: Source) -> Record:
@@ -168,7 +181,9 @@ def _described(source: Source) -> Record:
         **source.subject.described(),
         **source.sparsity(),
         **sizes,
-        "pattern_2_4": [{**dataclasses.asdict(item), "holds": item.holds} for item in patterns],
+        "pattern_2_4": [
+            {**dataclasses.asdict(item), "shape": list(item.shape), "holds": item.holds} for item in patterns
+        ],
     }
 
 
