@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -255,6 +256,15 @@ class TestFlags:
         assert go(f"-e --exp-load-weights-from {shelf / 'dense'} --test-images 16") == 0
         assert f"{_records(shelf / 'dense', 'result')[0]['metrics'][0]['name']}: " in capsys.readouterr().out
         assert not Path("logs").exists()
+
+    def test_export_onnx(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        start = f"--exp-load-weights-from {shelf / 'dense'} --export-onnx"
+        for flags, file in (("-n x", "model.onnx"), ("small.onnx -n x", "small.onnx")):
+            assert go(f"{start} {flags}", plain=True) == 0
+            path = Path("logs") / "x" / file
+            assert onnx.load(path).graph.output[0].name == "pictures"
+            assert f"{path}: differs from the checkpoint by " in capsys.readouterr().out
+        assert sorted(path.name for path in Path("logs/x").iterdir()) == ["model.onnx", "small.onnx"]
 
     def test_masks_sparsity(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert go(f"{_compress(shelf)} --masks-sparsity -n x") == 0
@@ -509,7 +519,8 @@ def test_every_flag_of_the_help_is_tested_or_named_here() -> None:
         "--lr",
         "--wd",
     }
-    assert {flag[2:] for flag in flags - other_names - short - used_throughout} <= tested
+    elsewhere = {"--summary", "--sense", "--sense-range", "--sense-metric", "--sense-tolerance"}
+    assert {flag[2:] for flag in flags - other_names - short - used_throughout - elsewhere} <= tested
 
 
 class TestMistakes:
