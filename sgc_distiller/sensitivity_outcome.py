@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogFormatter, PercentFormatter
 
 from sgc_distiller import wording
 from sgc_distiller.names import prunable_names
@@ -247,7 +247,7 @@ def _draw(panel: Axes, analysis: Analysis, metric: str) -> None:
     if metric != "loss" and highest > 5 * dense > 0:
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(LogFormatter())  # none where there are many
     elif metric == "loss" and highest > 1:  # it begins at 0
         panel.set_yscale("symlog", linthresh=0.1)
         panel.yaxis.set_major_formatter("{x:g}")
@@ -320,8 +320,8 @@ def _header(analysis: Analysis, path: str | Path) -> str:
     opened, metric = analysis.opened, analysis.request.metrics[0]
     unit = "" if metric == "loss" else " of the dense value"
     lines = [
-        f"# Purpose: prune every layer's {analysis.request.structure}s to the level up to which, pruned alone "
-        "and not trained,",
+        f"# Purpose: prune every layer's {analysis.request.structure}s to the level up to which, pruned "
+        "alone and not trained,",
         f"#   they let the metric rise by at most {analysis.request.tolerance:g}{unit}. Together "
         "they do more damage, which training mends.",
         f"# Metric: {analysis.names[metric]}",
