@@ -300,6 +300,17 @@ def test_filters_that_nobody_reads_go_too():
     assert sizes(network) == [2, 2]
 
 
+def test_channels_that_are_normalised_together_stay_together():
+    network = moved(chain(nn.Conv2d(3, 4, 3, 1, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3, 1, 1)))
+    network[2].weight.data[:, 0] = 0
+    thinned(network)
+    assert sizes(network) == [4, 2]
+    network[1] = nn.GroupNorm(4, 4)  # each by itself
+    thinned(network)
+    assert sizes(network) == [3, 2]
+    assert (network[1].num_groups, network[1].num_channels) == (3, 3)
+
+
 def test_what_only_a_removed_filter_read_goes_with_it():
     network = chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 2, 1))
     network[1].weight.data[1:, 2] = 0  # filter 2 of the first layer is read by filter 0 of the second alone
