@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from sgc_distiller import inspection_arguments
 from sgc_distiller._version import __version__
-from sgc_distiller.deploy_arguments import add_thin_command
+from sgc_distiller.deploy_arguments import add_speed_command, add_thin_command
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.study_arguments import add_study_commands
 from sgc_distiller.task_arguments import add_sizes, task_options
@@ -121,6 +121,7 @@ def sgc_parser() -> Parser:
     _add_extractor_command(commands)
     _add_export_command(commands)
     add_thin_command(commands, _add_task_options)
+    add_speed_command(commands, _add_task_options)
     inspection_arguments.add_inspection_commands(commands, _add_task_options)
     add_study_commands(commands)
     quickstart = commands.add_parser(

@@ -1,11 +1,13 @@
-"""What the command line understands of thinning."""
+"""What the command line understands of thinning and of timing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["add_thin_command"]
+from sgc_distiller.errors import UserError
+
+__all__ = ["add_speed_command", "add_thin_command", "batch_sizes"]
 
 
 def add_thin_command(commands: Any, add_task: Callable[[Any], None]) -> None:
@@ -24,5 +26,37 @@ def add_thin_command(commands: Any, add_task: Callable[[Any], None]) -> None:
     )
     add = command.add_argument
     add("weights_from", metavar="CHECKPOINT", help="a run folder or a checkpoint of `sgc compress`")
-    add("-o", "--out-dir", default=None, metavar="DIR", help="the new run folder (default: CHECKPOINT_thin)")
+    add("-o", "--out-dir", default=None, metavar="DIR", help="new run folder (default: CHECKPOINT_thin)")
     add_task(command)
+
+
+def add_speed_command(commands: Any, add_task: Callable[[Any], None]) -> None:
+    """Add ``sgc speed`` to the subparsers of ``sgc``; see `add_thin_command`."""
+    text = "time a trained generator in the forms in which it can be deployed"
+    command = commands.add_parser(
+        "speed",
+        help=text,
+        description=f"{text.capitalize()}: dense, masked, thinned, channels_last, bf16 and with ONNX Runtime, "
+        "side by side on this machine.",
+    )
+    add = command.add_argument
+    add("weights_from", metavar="CHECKPOINT", help="a run folder or a checkpoint of `sgc compress`")
+    add("-o", "--out-dir", default=None, metavar="DIR", help="write speed.json and speed.md there too")
+    add("--dense", default=None, metavar="CHECKPOINT", help="the dense generator (default: its teacher.pth)")
+    add("--batch", default="1,16", metavar="LIST", help="batch sizes (default: 1,16)")
+    add("--threads", type=int, default=None, metavar="N", help="of the CPU (default: PyTorch's)")
+    add("--seconds", type=float, default=60.0, metavar="S", help="for each batch size (default: 60)")
+    add("--test-images", type=int, default=0, metavar="N", help="also measure so many pictures (default 0)")
+    add_task(command)
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Return the numbers of ``--batch``.
+
+    Raises:
+        UserError: If it is no list of whole numbers.
+    """
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise UserError(f"--batch: expected numbers with commas between them, got {text!r}") from None
