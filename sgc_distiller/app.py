@@ -6,6 +6,7 @@ import argparse
 import atexit
 import dataclasses
 import gc
+import json
 import logging
 import os
 import shlex
@@ -14,10 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
 
-from sgc_distiller import arguments, inspection_arguments, summaries
+from sgc_distiller import arguments, checks, inspection_arguments, summaries
+from sgc_distiller.deploy_arguments import batch_sizes
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, plan, train, warm_up
 from sgc_distiller.export import export, export_onnx, find_formats
@@ -31,6 +34,7 @@ from sgc_distiller.runs import atomic_write
 from sgc_distiller.sensitivity import measure_sensitivity
 from sgc_distiller.sensitivity_outcome import closing_notes, sensitivity_table, write_outcome
 from sgc_distiller.settings import Options, resolve
+from sgc_distiller.speed import speed_report, speed_table
 from sgc_distiller.studies.studies import STUDIES
 from sgc_distiller.study_arguments import request_of
 from sgc_distiller.task_arguments import task_options
@@ -92,6 +96,8 @@ def _sgc(argv: Sequence[str] | None) -> None:
         _extractor(parsed, Terminal())
     elif parsed.command == "thin":
         _thin(parsed, Terminal())
+    elif parsed.command == "speed":
+        _speed(parsed, Terminal())
     elif parsed.command == "export":
         _export(parsed, Terminal())
     elif parsed.command in ("summary", "sense"):
@@ -189,10 +195,31 @@ def _extractor(parsed: argparse.Namespace, terminal: Terminal) -> None:
 def _thin(parsed: argparse.Namespace, terminal: Terminal) -> None:
     """Thin a generator and print what became smaller."""
     _set_up_logging(verbose=False)
+    _thinnify(_of_checkpoint(parsed), terminal, parsed.out_dir)
+
+
+def _of_checkpoint(parsed: argparse.Namespace) -> Options:
+    """Return the settings of a command that takes a checkpoint and what names its task and data."""
     known = {name: value for name, value in vars(parsed).items() if name in ("weights_from", "task", "data")}
     device = {"device": "cpu"} if parsed.cpu else {}
-    options = resolve({**known, **device, "task_options": task_options(parsed)})
-    _thinnify(options, terminal, parsed.out_dir)
+    return resolve({**known, **device, "task_options": task_options(parsed)})
+
+
+def _speed(parsed: argparse.Namespace, terminal: Terminal) -> None:
+    """Time a generator, print the table, and write it where that was asked for."""
+    _set_up_logging(verbose=False)
+    sizes = batch_sizes(parsed.batch)
+    if parsed.threads is not None:
+        torch.set_num_threads(checks.integer(parsed.threads, "--threads", low=1))
+    images = checks.integer(parsed.test_images, "--test-images", low=0)
+    report = speed_report(_of_checkpoint(parsed), parsed.dense, sizes, parsed.seconds, images, terminal)
+    table = speed_table(report)
+    terminal.study(table)
+    if parsed.out_dir:
+        folder = Path(parsed.out_dir)
+        atomic_write(folder / "speed.json", json.dumps(report, indent=1) + "\n")
+        atomic_write(folder / "speed.md", table.markdown())
+        terminal.note(f"every number: {folder / 'speed.json'}; the table: {folder / 'speed.md'}")
 
 
 def _thinnify(options: Options, terminal: Terminal, folder: str | None = None) -> None:

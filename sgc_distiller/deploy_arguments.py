@@ -46,7 +46,7 @@ def add_speed_command(commands: Any, add_task: Callable[[Any], None]) -> None:
     add("--batch", default="1,16", metavar="LIST", help="batch sizes (default: 1,16)")
     add("--threads", type=int, default=None, metavar="N", help="of the CPU (default: PyTorch's)")
     add("--seconds", type=float, default=60.0, metavar="S", help="for each batch size (default: 60)")
-    add("--test-images", type=int, default=0, metavar="N", help="also measure so many pictures (default 0)")
+    add("--test-images", type=int, default=0, metavar="N", help="pictures to measure too (default: 0)")
     add_task(command)
 
 
