@@ -18,6 +18,7 @@ ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     **{name: set() for name in ("charts", "compute", "interrupts", "losses", "metrics", "pictures", "wording")},
     **{name: set() for name in ("checks", "import_errors", "resources", "runs", "selection", "structures")},
+    **{name: set() for name in ("compact_weights", "nm_patterns", "optional_packages")},
     "class_lookup": {"import_errors", "policies", "yaml_source"},
     "curves": {"charts", "runs", "wording"},
     "data": {"interrupts"},
@@ -59,6 +60,7 @@ ONLY: dict[str, set[str]] = {
         "tasks.base",
     },
     "removers": {"checks", "policies"},
+    "weight_files": {"compact_weights", "optional_packages"},
     "yaml_source": {"checks"},
 }
 # What a module must not import, by the start of its name: what stands above it.
