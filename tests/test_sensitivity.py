@@ -227,6 +227,7 @@ def test_a_stopped_analysis_goes_on_and_comes_to_the_same(
 
     def killed(self: Judge, metric: str, generator: nn.Module) -> Any:
         if len(judged) == count + 3:
+            assert len(Path("part.jsonl").read_text().splitlines()) == 1 + 3  # kill -9 would lose nothing
             raise KeyboardInterrupt
         return measure(self, metric, generator)
 
@@ -394,6 +395,8 @@ def test_a_layer_tolerates_up_to_the_first_level_that_does_too_much():
     ratio = analysis({"a": [0.0, 1.0]}, metric="fid", tolerance=1.0)
     assert ratio.damage(ratio.points[1]) == 1.0  # 2 against 1
     assert ratio.tolerated("a") == 0.25
+    ratio.dense["fid"] = 0.5
+    assert ratio.damage(ratio.points[1]) == 3.0  # 2 against 0.5
 
 
 def test_agreement_over_all_points_and_between_layers():
