@@ -42,7 +42,17 @@ ONLY: dict[str, set[str]] = {
     "pruners": {"checks", "epochs", "masks", "names", "structures"},
     "element_pruners": {"checks", "masks", "names", "pruners", "structures"},
     "structure_pruners": {"checks", "masks", "names", "pruners", "structures"},
-    "ranked_pruners": {"checks", "masks", "pruners", "structure_pruners", "structures"},
+    "channel_flow": set(),
+    "channel_operations": {"channel_flow", "channel_values"},
+    "channel_tracing": {"channel_flow", "channel_operations", "channel_values", "neighbours"},
+    "channel_values": {"channel_flow"},
+    "coupled_filters": {
+        *("channel_flow", "channel_tracing", "checks", "module_state", "names", "structures"),
+    },
+    "ranked_pruners": {
+        *("checks", "coupled_filters", "masks", "pruners", "structure_pruners", "structures"),
+    },
+    "thinning": {"channel_flow", "channel_tracing", "channel_values"},
     "filter_pruners": {"checks", "masks", "names", "pruners", "structure_pruners", "structures"},
     "policies": {"lr_schedulers", "masks"},
     "pruning_policy": {"checks", "element_pruners", "epochs", "masks", "neighbours", "policies", "pruners"},
