@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def run_charts(records: Sequence[Record], dense: Record | None) -> list[dict[str
     sections = [
         (
             "Over the epochs",
-            f"{asked if sparsity else ''}Epochs count from 0.",
+            f"{asked + _thinned(records) if sparsity else ''}Epochs count from 0.",
             [*sparsity, *_metric_charts(epochs, None if plain else dense, "dense" if plain else "sparse")],
         ),
         (
@@ -66,6 +67,27 @@ def run_charts(records: Sequence[Record], dense: Record | None) -> list[dict[str
         ),
     ]
     return [{"title": title, "text": text, "charts": drawn} for title, text, drawn in sections if drawn]
+
+
+def _thinned(records: Sequence[Record]) -> str:
+    """Return a sentence about epochs in which filters were taken out, empty for none."""
+    epochs = {item["step"]: item["epoch"] for item in records if item["kind"] == "epoch"}
+    sizes = [
+        (item["step"], sum(layer["dense"] for layer in item["layers"]))
+        for item in records
+        if item["kind"] == "layers"
+    ]
+    found = [
+        str(epochs[step])
+        for (_, before), (step, after) in itertools.pairwise(sizes)
+        if after < before and step in epochs
+    ]
+    if not found:
+        return ""
+    return (
+        f"Filters were taken out in epoch {' and '.join(found)}: from then on what is left counts, and "
+        "nothing is asked of it in advance. "
+    )
 
 
 def _sparsity_chart(epochs: Sequence[Record]) -> list[dict[str, Any]]:

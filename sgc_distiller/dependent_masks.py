@@ -14,7 +14,7 @@ from sgc_distiller.masks import MaskSet
 from sgc_distiller.names import find_all_names, layer_axes
 from sgc_distiller.neighbours import norms_after
 from sgc_distiller.policies import ScheduledTrainingPolicy
-from sgc_distiller.structures import find_grouping
+from sgc_distiller.structures import Grouping, find_grouping
 
 __all__ = ["DependentMasksPolicy"]
 
@@ -52,18 +52,17 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
         self.filters = find_all_names(model, checks.names(filters, "filters"))
         axes, norms = layer_axes(model), norms_after(model)
         parameters = dict(model.named_parameters())
-        self._groupings = {}
         self._companions: dict[str, list[str]] = {}
         for weight in self.filters:
             if weight not in axes:
                 raise checks.ArgumentError(
                     f"Expected weights of convolutions or linear layers, got {weight!r}.", "filters"
                 )
-            self._groupings[weight] = find_grouping("Filters", parameters[weight].shape, axes[weight])
             wanted = [f"{weight.removesuffix('.weight')}.bias"]
             if weight in norms:
                 wanted += [f"{norms[weight].path}.weight", f"{norms[weight].path}.bias"]
             self._companions[weight] = [item for item in wanted if item in parameters]
+        self._groupings = self._find_groupings(model)
         self._filters_seen: dict[str, Tensor | None] = {}
         self._own: dict[str, Tensor | None] = {}
         self._cleared: dict[str, Tensor | None] = {}
@@ -105,6 +104,17 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             if not zeros_mask_dict[name].mask_on_forward_only:
                 zeros_mask_dict[name].mask_tensor(parameters[name])
 
+    def on_thinned(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
+    ) -> None:
+        """Look at the filters anew, and know the cut masks where the ones before were known."""
+        self._groupings = self._find_groupings(model)
+        self._parameters = dict(model.named_parameters())
+        for known in (self._filters_seen, self._own, self._cleared):
+            same = [name for name, mask in known.items() if mask is masks_before.get(name)]
+            known.clear()
+            known.update({name: zeros_mask_dict[name].mask for name in same})
+
     def state_dict(self) -> dict[str, Any]:
         """Return for which parameters the masks of this moment are known: completed, made here, cleared."""
         known = {"filters": self._filters_seen, "own": self._own, "cleared": self._cleared}
@@ -124,6 +134,10 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             masks.clear()
             masks.update({name: zeros_mask_dict[name].mask for name in self._saved.get(kind, ())})
         self._maskers = zeros_mask_dict
+
+    def _find_groupings(self, model: nn.Module) -> dict[str, Grouping]:
+        axes, parameters = layer_axes(model), dict(model.named_parameters())
+        return {name: find_grouping("Filters", parameters[name].shape, axes[name]) for name in self.filters}
 
     def _complete(self, maskers: Mapping[str, Any]) -> list[str]:
         """Set the masks of what belongs to filters whose masks have changed; return their names."""

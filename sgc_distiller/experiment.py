@@ -23,6 +23,7 @@ from sgc_distiller.schedule import Schedule
 from sgc_distiller.schedule_plan import decided_late
 from sgc_distiller.session import Session
 from sgc_distiller.settings import Options, resolve
+from sgc_distiller.student_sizes import build_as_begun
 from sgc_distiller.supervision import Supervision
 
 __all__ = ["Options", "compress", "evaluate", "plan", "resolve", "train", "warm_up"]
@@ -94,8 +95,7 @@ def _compression(options: Options, console: Console | None) -> tuple[Run, Superv
     if options.resume_from:
         teacher_hash = _load_kept_teacher(run, teacher)
         content = checkpoints.load_checkpoint(options.resume_from, run.device)
-        is_thin = bool(content.get("thinned"))
-        student = build_generator(run, content) if is_thin else _build_student(run, teacher)
+        student = _resumed_student(run, teacher, content)
     else:
         source = _trained_generator(options)
         wanted = discriminator if run.gan.discriminator.init == "pretrained" else None
@@ -240,6 +240,13 @@ def _starting_generator(run: Run) -> nn.Module:
     source = run.options.resume_from or run.options.weights_from
     content = checkpoints.load_checkpoint(source, run.device) if source else {}
     return build_generator(run, content) if content.get("thinned") else run.build("generator")
+
+
+def _resumed_student(run: Run, teacher: nn.Module, content: Record) -> nn.Module:
+    """Return the generator that a run goes on with: as it was when the run began, or is begun anew."""
+    if run.options.continues and "thinned_from" in content:
+        return build_as_begun(_build_student(run, teacher), content["thinned_from"])
+    return build_generator(run, content) if content.get("thinned") else _build_student(run, teacher)
 
 
 def _build_student(run: Run, teacher: nn.Module) -> nn.Module:

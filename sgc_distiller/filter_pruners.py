@@ -215,6 +215,8 @@ class ActivationMeter:
         values = output.detach()
         values = (values == 0).float() if self.share_of_zeros else values.float()
         mean = values.transpose(0, 1).flatten(1).mean(dim=1)
+        if self.total is not None and self.total.shape != mean.shape:
+            self.reset()  # one module behind several layers, of which some are thinner now
         self.total = mean if self.total is None else self.total.to(mean.device) + mean
         self.passes += 1
 
@@ -263,6 +265,12 @@ class _Activation(FilterPruner):
                 "convolutions Filters are the outputs in schedules with 'gan' only.",
                 "weights",
             )
+
+    def forget_sizes(self) -> None:
+        """Forget also what was measured so far."""
+        super().forget_sizes()
+        for meter in self._meters.values():
+            meter.reset()
 
     def watch(self) -> None:
         """Measure the activations of all forward passes from now on."""

@@ -278,6 +278,8 @@ class IntermediateDistillationPolicy(_LossPolicy):
             sections, or the generators' sections do not fit.
     """
 
+    needs_dense_sizes = True  # a remover must not act before or during its epochs
+
     def __init__(
         self,
         model: nn.Module,

@@ -40,6 +40,8 @@ class ScheduledTrainingPolicy:
     5. `on_minibatch_end` after the optimizer's step; and
     6. `on_epoch_end` once.
 
+    `on_thinned` is called whenever a remover of the schedule took filters out of the model.
+
     ``meta`` holds ``starting_epoch``, ``ending_epoch`` (exclusive), ``frequency`` (None for a list of epochs)
     and ``current_epoch``. `state_dict` returns what a resumed run needs: tensors, texts, numbers, truth
     values, None, lists and dictionaries.
@@ -110,6 +112,18 @@ class ScheduledTrainingPolicy:
         self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any], **kwargs: Any
     ) -> None:
         """Act after an epoch."""
+
+    def on_thinned(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
+    ) -> None:
+        """Look at the model anew: some of its parameters gave way to smaller ones, and masks were cut alike.
+
+        Args:
+            model: The model.
+            zeros_mask_dict: Its maskers, with the masks as they are now.
+            masks_before: The masks as they were, by parameter name; empty when a run is resumed, whose state
+                is loaded afterwards.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on."""

@@ -168,6 +168,10 @@ class Pruner:
     def _find(self, model: nn.Module, spared: Collection[str]) -> None:
         raise NotImplementedError
 
+    def forget_sizes(self) -> None:
+        """Forget what holds for the sizes of the weights as they were; `bind` looks at them anew."""
+        self._bound_to = None
+
     def watch(self) -> None:
         """Begin to measure what the ranking needs; nothing by default."""
 

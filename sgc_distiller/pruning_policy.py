@@ -97,6 +97,7 @@ class PruningPolicy(ScheduledTrainingPolicy):
             )
         self.is_initialized = False
         self._bound_to: nn.Module | None = None
+        self._binding: tuple[Collection[str], Convention] = ((), "stored")
         self._found_levels: dict[str, float] | None = None
         self._norms: dict[str, Norm] = {}
         self._holds_gradients = False
@@ -119,6 +120,7 @@ class PruningPolicy(ScheduledTrainingPolicy):
         if self.fold_batchnorm:
             self._norms = _foldable(model, convention, getattr(self.pruner, "weights", None))
         self._bound_to = model
+        self._binding = (spared, convention)
 
     def check_gradients(self, model: nn.Module) -> None:
         """Refuse to mask gradients, with a `UserError`, where a parameter does not learn; schedules do so."""
@@ -240,6 +242,13 @@ class PruningPolicy(ScheduledTrainingPolicy):
                 masker.mask_on_forward_only = False
             zeros_mask_dict.mask_weights()
 
+    def on_thinned(
+        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
+    ) -> None:
+        """Let the pruner look at the weights anew when it sets masks next; its shares are of what is left."""
+        if hasattr(self.pruner, "forget_sizes"):
+            self.pruner.forget_sizes()
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far the policy is; masks, flags and holds of gradients are the scheduler's."""
         own = self.pruner.state_dict() if hasattr(self.pruner, "state_dict") else {}
@@ -270,6 +279,8 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self._holds_gradients = self.mask_gradients
 
     def _set_masks(self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any]) -> None:
+        if hasattr(self.pruner, "bind"):
+            self.pruner.bind(model, *self._binding)  # anew, if the model was made thinner
         weights: dict[str, Tensor] = dict(model.named_parameters())
         if self._norms:
             weights = folded_weights(weights, model, self._norms)

@@ -127,10 +127,12 @@ def _title(config: Record, result: Record) -> str:
 def _sentences(sparse: Record | None) -> list[str]:
     if sparse is None or not sparse.get("weights"):
         return []
-    kept = sparse["nonzero"] / sparse["weights"]
+    weights: int = sparse.get("weights_before_thinning") or sparse["weights"]
+    gone = weights - sparse["weights"]
+    taken = f" {count(gone)} were taken out of the network with whole filters." if gone else ""
     return [
-        f"The pruned generator keeps {count(sparse['nonzero'])} of {count(sparse['weights'])} weights of its "
-        f"convolutions and linear layers ({percent(kept)})."
+        f"The pruned generator keeps {count(sparse['nonzero'])} of {count(weights)} weights of its "
+        f"convolutions and linear layers ({percent(sparse['nonzero'] / weights)}).{taken}"
     ]
 
 
@@ -332,7 +334,7 @@ def _summary_row(
         }
         for name, metric in metrics.items()
     ]
-    nonzero, weights = row.get("nonzero"), row.get("weights")
+    nonzero, weights = row.get("nonzero"), row.get("weights_before_thinning") or row.get("weights")
     return {
         "label": row["label"],
         "method": row.get("method") if row.get("method") != row["label"] else None,

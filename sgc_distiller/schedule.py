@@ -18,7 +18,8 @@ from sgc_distiller.lr_schedulers import settings_kept_on_error
 from sgc_distiller.names import prunable_names, spell_out
 from sgc_distiller.plain_schedule import plain_schedule
 from sgc_distiller.pruning_policy import PruningPolicy
-from sgc_distiller.removers import ZEROS_STAY, is_remover
+from sgc_distiller.remover_checks import check_removers, removal_epochs
+from sgc_distiller.removers import StructureRemover
 from sgc_distiller.schedule_builder import PolicyBuilder
 from sgc_distiller.schedule_plan import Row, overall_plan, sparsity_plan
 from sgc_distiller.schedule_reader import CLASSES, PolicySpec, read_spec
@@ -83,8 +84,7 @@ class Schedule:
                 .child("epochs")
                 .error(f"Expected at least {needed} epochs, which the policies need, got {self.epochs}.")
             )
-        if any(is_remover(policy.instance.kind) for policy in spec.policies):
-            log.warning("%s: %s", self.source, ZEROS_STAY)
+        check_removers(spec.policies, self.source, self._is_part)
         for name in spec.unused:
             log.warning("%s: %s is declared, but no policy uses it.", self.source, name)
         if not spec.policies and self.gan is None:
@@ -126,6 +126,8 @@ class Schedule:
             built = builder.build(self.policies, optimizer, resumed_epoch)
             for policy, instance, epochs in built:
                 try:
+                    if isinstance(instance, StructureRemover):
+                        instance.check_model(added.model)
                     added.add_policy(instance, **epochs)
                 except UserError as error:
                     raise (self._root if policy is None else policy.node).error(error) from error
@@ -174,7 +176,8 @@ class Schedule:
         making = [policy for policy in self.policies if policy.section in _NAMING_SECTIONS]
         entries = [(policy, builder.make(policy)) for policy in making]
         names = [name for name, _ in model.named_parameters()]
-        return sparsity_plan(entries, names, self.epochs if epochs is None else epochs, overall)
+        count = self.epochs if epochs is None else epochs
+        return sparsity_plan(entries, names, count, overall, removal_epochs(self.policies))
 
     def asked_overall(self, model: nn.Module, epochs: int | None = None) -> list[float | None]:
         """Return the sparsity that is asked of all prunable weights together in each epoch.

@@ -19,6 +19,7 @@ from sgc_distiller.policies import LRPolicy
 from sgc_distiller.pruners import Convention, Pruner
 from sgc_distiller.pruning_policy import PruningPolicy
 from sgc_distiller.regularization_policy import RegularizationPolicy
+from sgc_distiller.removers import StructureRemover
 from sgc_distiller.returning_filters import check_returning_filters, keeps_groups, structures_of
 from sgc_distiller.schedule_reader import InstanceSpec, PolicySpec
 from sgc_distiller.seeding import RandomStreams
@@ -93,6 +94,7 @@ class PolicyBuilder:
             if self.convention == "module":
                 check_returning_filters([(policy, made) for policy, made, _ in built if policy is not None])
             self._add_dependent_masks(built)
+        built.sort(key=lambda entry: isinstance(entry[1], StructureRemover))  # when all masks are set
         for policy in policies:
             if policy.section == "lr_schedulers":
                 made = self._make_lr_policy(policy, optimizer, resumed_epoch)

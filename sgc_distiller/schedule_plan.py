@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -19,13 +19,18 @@ Row = dict[str, float | None]
 
 
 def sparsity_plan(
-    entries: Sequence[tuple[PolicySpec, Any]], names: Sequence[str], epochs: int, overall: bool = False
+    entries: Sequence[tuple[PolicySpec, Any]],
+    names: Sequence[str],
+    epochs: int,
+    overall: bool = False,
+    removals: Collection[int] = (),
 ) -> list[Row]:
     """Return the sparsity that is asked of each pruned parameter in each epoch.
 
     Masks stay after the last epoch of their policy. Where they are used on the forward pass only, an epoch
     without a pruning policy is dense, so 0 is asked in it; masks that are discarded after each step last for
-    the active epochs only, and so do zeros of a regularizer's threshold that are not kept.
+    the active epochs only, and so do zeros of a regularizer's threshold that are not kept. Once zeros were
+    taken out of the network, only the run tells how many are left.
 
     Args:
         entries: Entries about pruners and regularizers, each with its policy, in their order.
@@ -33,12 +38,13 @@ def sparsity_plan(
         epochs: How many epochs to plan.
         overall: Whether the numbers are meant for all weights together, of which a global budget is known in
             advance; it is the share of each weight then.
+        removals: Epochs in which zeros are taken out.
 
     Returns:
         For each epoch the sparsities in [0, 1] by parameter name, for all parameters that are ever pruned;
         None where only the run tells, by the weights or by chance.
     """
-    state = _PlanState(names, overall)
+    state = _PlanState(names, overall, removals)
     plan = [state.next_epoch(epoch, entries) for epoch in range(epochs)]
     pruned = {name for row in plan for name, level in row.items() if level != 0.0}
     return [{name: row.get(name, 0.0) for name in names if name in pruned} for row in plan]
@@ -65,9 +71,10 @@ def overall_plan(plan: Sequence[Row], sizes: Mapping[str, int]) -> list[float | 
 class _PlanState:
     """What a plan carries from one epoch to the next: levels, and whether masks are used between policies."""
 
-    def __init__(self, names: Sequence[str], overall: bool) -> None:
+    def __init__(self, names: Sequence[str], overall: bool, removals: Collection[int]) -> None:
         self.names = names
         self.overall = overall
+        self.removals = removals
         self.levels: Row = {}
         self.is_forward_only = False
         self._begun: set[int] = set()
@@ -83,7 +90,10 @@ class _PlanState:
             meta = {**policy.meta, "current_epoch": epoch}
             asked = {name: self._asked(made, name, meta) for name in self.names if made.prunes(name)}
             self.levels.update({name: level for name, level in asked.items() if level != 0.0})
-        row = dict(self.levels) if pruning or not self.is_forward_only else {}
+        is_masked = bool(pruning) or not self.is_forward_only
+        if is_masked and epoch in self.removals:
+            self.levels = {name: None if level != 0.0 else level for name, level in self.levels.items()}
+        row = dict(self.levels) if is_masked else {}
         for policy, made in active:
             is_last = epoch == policy.active[-1]
             if policy.section == "pruners":

@@ -18,17 +18,18 @@ from sgc_distiller.errors import UserError
 from sgc_distiller.inspection import plain_text
 from sgc_distiller.loss_policies import OutputDistillationPolicy
 from sgc_distiller.masks import sparsity_table
-from sgc_distiller.module_state import unwrapped
 from sgc_distiller.names import prunable_names
 from sgc_distiller.recording import Recorder, generator_sparsity
+from sgc_distiller.removal import make_as_thin
+from sgc_distiller.remover_checks import removal_epochs
 from sgc_distiller.report import write_report
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.schedule import Schedule
 from sgc_distiller.scheduler import CompressionScheduler
 from sgc_distiller.seeding import seed_for
+from sgc_distiller.student_sizes import StudentSizes
 from sgc_distiller.supervision import Supervision
 from sgc_distiller.tasks.base import Role
-from sgc_distiller.thinning import sizes_beside
 from sgc_distiller.training import Trainer
 
 __all__ = ["Session"]
@@ -56,7 +57,7 @@ class Session:
         self.method = options.method or (Path(str(options.schedule)).stem if prunes else "dense")
         self.generator_optimizer = run.optimizer("generator", supervision.generator, options.lr)
         self.discriminator_optimizer = run.optimizer("discriminator", supervision.discriminator, options.lr)
-        self._built = run.build("generator", run.gan.student.width)
+        self._sizes = StudentSizes(supervision.generator, run.build("generator", run.gan.student.width))
         self.plain_schedules: dict[str, Record] = {}
         self.plan: list[dict[str, float | None]] = []
         self.overall: list[float | None] = []
@@ -214,6 +215,7 @@ class Session:
                 checkpoint=str(folder.checkpoint_file),
                 best_epochs=recorder.scores,
                 columns=recorder.columns,
+                **self._sizes.before_thinning(),
                 **self._discriminator_sparsity(),
             )
         folder.log(result)
@@ -254,6 +256,10 @@ class Session:
         supervision, goes_on = self.supervision, self.run.options.continues
         weights = {**checkpoint["state_dict"], **(checkpoint.get("dense_weights", {}) if goes_on else {})}
         judge = checkpoint["discriminator_state_dict"]
+        if goes_on and "thinned_from" in checkpoint:
+            make_as_thin(supervision.generator, checkpoint["thinned"], weights, self.generator_optimizer)
+            if scheduler:
+                scheduler.follow_thinning()
         checkpoints.load_weights(supervision.generator, weights, f"{path}, generator")
         checkpoints.load_weights(supervision.discriminator, judge, f"{path}, discriminator")
         state = checkpoint["compression_sched"]
@@ -320,7 +326,7 @@ class Session:
             "config": self.config,
             "task_options": dict(self.run.task.options),
             "student_width": self.run.gan.student.width,
-            "thinned": sizes_beside(unwrapped(self.supervision.generator), self._built),
+            **self._sizes.record(),
             "method": self.method,
             "schedule": self.run.schedule.text if self.run.schedule else "",
             "teacher_sha256": self.teacher_hash,
@@ -365,6 +371,8 @@ class Session:
         for epoch in range(self.run.epochs):
             scheduler.on_epoch_begin(epoch, self.generator_optimizer)
             scheduler.mask_all_weights()
+            if self.run.schedule and epoch in removal_epochs(self.run.schedule.policies):
+                scheduler.on_minibatch_begin(epoch, 0, self.run.steps_per_epoch, self.generator_optimizer)
             if self.discriminator_scheduler:
                 self.discriminator_scheduler.on_epoch_begin(epoch, self.discriminator_optimizer)
                 self.discriminator_scheduler.mask_all_weights()

@@ -95,6 +95,11 @@ class StructurePruner(ListedPruner):
                 "weights",
             )
 
+    def forget_sizes(self) -> None:
+        """Forget also the leader's structures."""
+        super().forget_sizes()
+        self._leader_share = self._leader_kept = None
+
     def grouping(self, param_name: str, param: Tensor) -> Grouping:
         """Return the structures of a listed weight."""
         if param_name in self._groupings:

@@ -135,6 +135,9 @@ class Terminal(Console):
         """Print what a run came to."""
         kept = f"{wording.count(record['nonzero'])} of {wording.count(record['weights'])} weights"
         self.note(f"\n{record['method']}: {kept} are not zero ({wording.percent(record['sparsity'])} sparse)")
+        if "weights_before_thinning" in record:
+            before = wording.count(record["weights_before_thinning"])
+            self.note(f"  before filters were taken out there were {before} weights")
         if "discriminator_sparsity" in record:
             self.note(f"  discriminator: {wording.percent(record['discriminator_sparsity'])} sparse")
         for metric in record["metrics"]:

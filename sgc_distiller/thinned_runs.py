@@ -128,7 +128,7 @@ def thin_generator(opened: Finished) -> tuple[Record, Thinning]:
                 "report it, with the network's code"
             )
         largest = max(largest, difference)
-        _gather(whole, found, part.prefix)
+        whole.include(found, part.prefix)
     numbers["parameters"].append(_count(generator))
     numbers["macs"].append(_work(deployed, inputs))
     return {**numbers, "difference": largest, "stays": whole.stays, "removed": whole.removed}, whole
@@ -151,14 +151,6 @@ def _work(generator: nn.Module, inputs: Mapping[str, Inputs]) -> int:
         for part in parts_of(generator)
         for layer in multiply_adds(part.network, tuple(item[:1] for item in inputs[part.name]))
     )
-
-
-def _gather(whole: Thinning, found: Thinning, prefix: str) -> None:
-    whole.cuts.update({f"{prefix}{name}": cuts for name, cuts in found.cuts.items()})
-    whole.sizes.update({f"{prefix}{path}": sizes for path, sizes in found.sizes.items()})
-    whole.biases.update({f"{prefix}{path}": shift for path, shift in found.biases.items()})
-    whole.stays.update({f"{prefix}{path}": reasons for path, reasons in found.stays.items()})
-    whole.removed.update({f"{prefix}{path}": count for path, count in found.removed.items()})
 
 
 def _layers(before: nn.Module, after: nn.Module, stays: Mapping[str, list[str]]) -> list[Record]:
@@ -185,6 +177,7 @@ def _thinner(opened: Finished, thinning: Thinning, before: Sequence[str], after:
     content["arch"] = opened.run.task.name
     content["task_options"] = dict(opened.run.task.options)
     content.pop("dense_weights", None)  # of masks that held in forward passes only
+    content.pop("thinned_from", None)  # the new run begins with what is left
     if content.get("optimizer_state_dict"):
         state = content["optimizer_state_dict"]
         content["optimizer_state_dict"] = _cut_optimizer(state, thinning.cuts, before, after)

@@ -28,6 +28,7 @@ __all__ = ["Cut", "Thinning", "apply", "cut_tensor", "find_removable", "fit", "s
 log = logging.getLogger(__name__)
 
 _OF_LAYERS = ("in_channels", "out_channels", "in_features", "out_features", "groups")
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
 _OF_OTHERS = ("num_features", "num_channels", "num_groups", "num_parameters")
 
 
@@ -61,6 +62,14 @@ class Thinning:
     biases: dict[str, Tensor] = field(default_factory=dict)
     stays: dict[str, list[str]] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
+
+    def include(self, found: Thinning, prefix: str) -> None:
+        """Take up what is taken out of a part, whose names begin with ``prefix`` in the whole network."""
+        self.cuts.update({f"{prefix}{name}": cuts for name, cuts in found.cuts.items()})
+        self.sizes.update({f"{prefix}{path}": sizes for path, sizes in found.sizes.items()})
+        self.biases.update({f"{prefix}{path}": shift for path, shift in found.biases.items()})
+        self.stays.update({f"{prefix}{path}": reasons for path, reasons in found.stays.items()})
+        self.removed.update({f"{prefix}{path}": count for path, count in found.removed.items()})
 
 
 def thin(network: nn.Module, deployed: nn.Module | None = None, may_add_biases: bool = True) -> Thinning:
@@ -185,9 +194,8 @@ def _folded(layer: LayerFlow, inputs: Any) -> Tensor | None:
 
 
 def _cut_other(module: Any, path: str, kept: Any, made: Thinning) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if isinstance(getattr(module, name, None), Tensor):
-            _cut(made, _joined(path, name), 0, kept)
+    for name in _TENSORS:  # as deployed it may lack statistics that it has in training
+        _cut(made, _joined(path, name), 0, kept)
     count = int(kept.sum())
     made.sizes[path] = {name: count for name in _OF_OTHERS if hasattr(module, name)}
 
@@ -245,7 +253,7 @@ def apply(network: nn.Module, thinning: Thinning) -> None:
     """
     for path in thinning.sizes:
         module = network.get_submodule(path)
-        for own in ("weight", "bias", "running_mean", "running_var"):
+        for own in _TENSORS:
             for cut in thinning.cuts.get(_joined(path, own), ()):
                 tensor = getattr(module, own, None)
                 if isinstance(tensor, Tensor):
@@ -320,7 +328,7 @@ def fit(network: nn.Module, sizes: Mapping[str, Mapping[str, int]], state: Mappi
     _resize(network, sizes)
     for path in sizes:
         module = network.get_submodule(path)
-        for own in ("weight", "bias", "running_mean", "running_var"):
+        for own in _TENSORS:
             wanted = state.get(_joined(path, own))
             before = getattr(module, own, None)
             if wanted is None or not (isinstance(before, Tensor) or own == "bias"):

@@ -69,7 +69,10 @@ ONLY: dict[str, set[str]] = {
         *("checks", "losses", "masks", "names", "policies", "step_context", "supervision", "tasks"),
         "tasks.base",
     },
-    "removers": {"checks", "policies"},
+    "removal": {"channel_tracing", "masks", "module_state", "names", "thinning"},
+    "removers": {"checks", "masks", "policies", "removal", "thinning"},
+    "remover_checks": {"removers", "schedule_reader"},
+    "student_sizes": {"module_state", "names", "thinning"},
     "weight_files": {"compact_weights", "optional_packages"},
     "yaml_source": {"checks"},
 }

@@ -210,14 +210,18 @@ def schedules(draw: st.DrawFn) -> dict[str, Any]:
     """Return a valid schedule."""
     made: dict[str, Any] = {}
     policies: list[dict[str, Any]] = []
-    for section, kind in draw(
+    chosen = draw(
         st.lists(
             st.one_of(st.tuples(st.just(section), st.sampled_from(sorted(kinds))) for section, kinds in GRAMMAR.items()),
             min_size=1,
             max_size=4,
             unique_by=lambda pair: pair if pair[1] not in LOSSES else LOSSES,
         )
-    ):  # fmt: skip
+    )  # fmt: skip
+    compares_layers = any(kind == "IntermediateDistillationPolicy" for _, kind in chosen)
+    for section, kind in chosen:
+        if compares_layers and kind.endswith("Remover"):
+            continue  # refused together
         name = f"{section[0]}{len(policies)}"
         arguments = draw(GRAMMAR[section][kind])
         made.setdefault(section, {})[name] = {"class": kind, **arguments}

@@ -38,8 +38,9 @@ from upstream_stand_in import batchnorm_after, instances, stand_in
 
 import sgc_distiller
 from sgc_distiller.errors import UserError
+from sgc_distiller.remover_checks import removal_epochs
 from sgc_distiller.removers import REMOVERS
-from sgc_distiller.schedule import CLASSES
+from sgc_distiller.schedule import CLASSES, Schedule, read_schedule
 
 TOLERANCE = 2e-6
 MINIBATCHES = 3
@@ -269,10 +270,17 @@ def missing_classes(schedule: Mapping[str, Any]) -> list[str]:
 
 
 def refusal(path: Path, model: nn.Module) -> str:
-    """Return why this package refuses a file, or an empty text."""
+    """Return why this package refuses a file, or an empty text.
+
+    Removers are read, but not built: the stand-in has parameters and no layers that something could be taken
+    out of.
+    """
     model = copy.deepcopy(model)
     try:
-        sgc_distiller.file_config(model, torch.optim.SGD(model.parameters(), lr=0.1), path)
+        schedule = read_schedule(path)
+        if removal_epochs(schedule.policies):
+            schedule = Schedule.from_dict(without_removers(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        schedule.build(model, torch.optim.SGD(model.parameters(), lr=0.1))
     except UserError as error:
         return str(error).removeprefix(f"{path}:")
     return ""
