@@ -506,8 +506,8 @@ def test_a_distributed_model_is_refused_before_training():
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     message = (
         r"policies\[0\]: Expected a model that one process trains: DistributedDataParallel goes on "
-        r"exchanging the gradients of the parameters that it began with\. Leave the remover out and take the zeros "
-        r"out of the finished run \(`sgc thin`\)\."
+        r"exchanging the gradients of the parameters that it began with\. Leave the remover out and take the "
+        r"zeros out of the finished run \(`sgc thin`\)\."
     )
     with pytest.raises(ScheduleError, match=message):
         Schedule.from_dict(filter_schedule(0)).build(model, optimizer)

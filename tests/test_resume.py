@@ -100,6 +100,39 @@ gan:
           frequency: 1
 """,
 )
+# Filters are pruned in epoch 0, and in epoch 1 taken out, by which two pruners go on with what is left.
+THINNED = """
+version: 1
+pruners:
+  filters:
+    class: L1RankedStructureParameterPruner
+    group_type: Filters
+    group_dependency: Coupled
+    desired_sparsity: 0.5
+    weights: [main.0.weight, main.3.weight]
+  fine:
+    class: AutomatedGradualPruner
+    initial_sparsity: 0.1
+    final_sparsity: 0.4
+    weights: [main.3.weight, main.6.weight]
+extensions:
+  own: {class: SelfSupervisedPolicy}
+  thin: {class: FilterRemover, thinning_func_str: remove_filters, arch: any, dataset: any}
+policies:
+  - pruner: {instance_name: filters}
+    epochs: [0]
+  - extension: {instance_name: thin}
+    epochs: [1]
+  - pruner: {instance_name: fine}
+    starting_epoch: 1
+    ending_epoch: 3
+    frequency: 1
+  - extension: {instance_name: own}
+    starting_epoch: 0
+    ending_epoch: 3
+    frequency: 1
+gan: {steps_per_epoch: 2, lr: 0.004}
+"""
 OTHER = """
 version: 1
 lr_schedulers:
@@ -158,6 +191,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "forward.yaml").write_text(FORWARD)
     (folder / "lasting.yaml").write_text(LASTING)
     (folder / "judge.yaml").write_text(JUDGE)
+    (folder / "thinned.yaml").write_text(THINNED)
     return folder
 
 
@@ -253,11 +287,65 @@ def test_the_run_that_never_stops_is_worth_comparing(straight: Any) -> None:
     assert {score["epoch"] for score in lasting["extras"]["scores"]} == {1, 2}
 
 
+def test_the_thinned_run_is_worth_comparing(straight: Any) -> None:
+    """Half of the filters are gone, masks and moments are of what is left, and some of it is pruned."""
+    folder = straight("thinned")
+    content = load_checkpoint(folder)
+    assert content["thinned"]["main.0"] == {"out_channels": 4}
+    assert content["thinned"]["main.3"] == {"in_channels": 4, "out_channels": 2}
+    assert content["thinned_from"] == {"sizes": {}, "shapes": {}}
+    masks = content["compression_sched"]["masks_dict"]
+    assert masks["main.0.weight"] is None
+    assert masks["main.3.weight"].shape == content["state_dict"]["main.3.weight"].shape == (4, 2, 4, 4)
+    assert (masks["main.3.weight"] == 0).sum() == int(0.4 * 4 * 2 * 4 * 4)
+    moments = content["optimizer_state_dict"]["state"]
+    shapes = [tuple(value["exp_avg"].shape) for value in moments.values()]
+    assert shapes == [tuple(value.shape) for value in masked_parameters(content)]
+    *_, result = RunFolder(folder).records("result")
+    assert result["weights"] == (100 * 4 + 4 * 2 + 2) * 4 * 4
+    assert result["weights_before_thinning"] == (100 * 8 + 8 * 4 + 4) * 4 * 4
+    assert result["sparsity_asked"] is None
+    asked = [record["sparsity_asked"] for record in RunFolder(folder).records("epoch")]
+    assert asked[0] > 0.4
+    assert asked[1:] == [None, None]
+
+
+def masked_parameters(content: Record) -> list[Tensor]:
+    """Return the parameters of a saved generator, in order."""
+    return [content["state_dict"][name] for name in content["compression_sched"]["masks_dict"]]
+
+
+def test_a_run_goes_on_from_a_thinned_run_and_is_thinned_again(
+    place: Path, straight: Any, tmp_path: Path
+) -> None:
+    """A run that began thinner than its task builds is resumed as it began, and ends as if never stopped."""
+    start = {"weights_from": str(straight("thinned"))}
+    folder = tmp_path / "straight"
+    compress(resolve({**_given(place, "thinned", folder), **start}))
+    content = load_checkpoint(folder)
+    assert content["thinned"]["main.3"] == {"in_channels": 2, "out_channels": 1}
+    assert content["thinned_from"]["sizes"]["main.3"] == {"in_channels": 4, "out_channels": 2}
+    for moment in ("step 1", "epoch 2"):
+        stopped = tmp_path / moment
+        with pytest.raises(Stopped):
+            compress(resolve({**_given(place, "thinned", stopped), **start}), Stopper(moment))
+        compress(resolve({"resume_from": str(stopped), "device": "cpu"}))
+        assert_same_run(stopped, folder)
+
+
+def test_masks_may_be_taken_out_without_training(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = compress(resolve(_given(place, "thinned", folder, prune_only=True)))
+    assert load_checkpoint(folder)["thinned"]["main.0"] == {"out_channels": 4}
+    assert result["weights"] < result["weights_before_thinning"]
+
+
 @pytest.mark.parametrize(
     ("schedule", "moment"),
     [("forward", m) for m in ("start", "step 1", "step 3", "epoch 1", "step 5", "finish")]
     + [("lasting", m) for m in ("step 3", "epoch 1", "epoch 2")]
-    + [("judge", m) for m in ("step 1", "epoch 1", "step 5")],
+    + [("judge", m) for m in ("step 1", "epoch 1", "step 5")]
+    + [("thinned", m) for m in ("step 1", "epoch 0", "step 3", "epoch 1", "step 5", "finish")],
 )
 def test_stopped_once_and_resumed(
     schedule: str, moment: str, place: Path, straight: Any, tmp_path: Path
