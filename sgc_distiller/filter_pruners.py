@@ -216,7 +216,7 @@ class ActivationMeter:
         values = (values == 0).float() if self.share_of_zeros else values.float()
         mean = values.transpose(0, 1).flatten(1).mean(dim=1)
         if self.total is not None and self.total.shape != mean.shape:
-            self.reset()  # one module behind several layers, of which some are thinner now
+            self.reset()  # the layer was made thinner
         self.total = mean if self.total is None else self.total.to(mean.device) + mean
         self.passes += 1
 
@@ -265,12 +265,6 @@ class _Activation(FilterPruner):
                 "convolutions Filters are the outputs in schedules with 'gan' only.",
                 "weights",
             )
-
-    def forget_sizes(self) -> None:
-        """Forget also what was measured so far."""
-        super().forget_sizes()
-        for meter in self._meters.values():
-            meter.reset()
 
     def watch(self) -> None:
         """Measure the activations of all forward passes from now on."""

@@ -98,6 +98,7 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self.is_initialized = False
         self._bound_to: nn.Module | None = None
         self._binding: tuple[Collection[str], Convention] = ((), "stored")
+        self._is_outdated = False
         self._found_levels: dict[str, float] | None = None
         self._norms: dict[str, Norm] = {}
         self._holds_gradients = False
@@ -246,7 +247,8 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
     ) -> None:
         """Let the pruner look at the weights anew when it sets masks next; its shares are of what is left."""
-        if hasattr(self.pruner, "forget_sizes"):
+        self._is_outdated = hasattr(self.pruner, "forget_sizes")
+        if self._is_outdated:
             self.pruner.forget_sizes()
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,6 +270,16 @@ class PruningPolicy(ScheduledTrainingPolicy):
         if state["levels_in_use"] and self._found_levels is not None:
             self.pruner.levels = self._found_levels
 
+    def _bind_again(self, model: nn.Module) -> None:
+        try:
+            self.pruner.bind(model, *self._binding)
+        except UserError as error:
+            raise UserError(
+                f"The pruner {getattr(self.pruner, 'name', type(self.pruner).__name__)!r} cannot go on after "
+                f"filters were taken out: {error} Let it end before, or let the remover act when it is done."
+            ) from error
+        self._is_outdated = False
+
     def _initialize(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
         self.is_initialized = True
         for name, param in model.named_parameters():
@@ -279,8 +291,8 @@ class PruningPolicy(ScheduledTrainingPolicy):
         self._holds_gradients = self.mask_gradients
 
     def _set_masks(self, model: nn.Module, zeros_mask_dict: MaskSet, meta: dict[str, Any]) -> None:
-        if hasattr(self.pruner, "bind"):
-            self.pruner.bind(model, *self._binding)  # anew, if the model was made thinner
+        if self._is_outdated:
+            self._bind_again(model)
         weights: dict[str, Tensor] = dict(model.named_parameters())
         if self._norms:
             weights = folded_weights(weights, model, self._norms)

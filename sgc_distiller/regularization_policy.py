@@ -57,7 +57,6 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
                 f"{type(regularizer).__name__} has no {' and no '.join(missing)}."
             )
         self._bound_to: nn.Module | None = None
-        self._binding: tuple[Collection[str], Convention] = ((), "stored")
         self._parameters: list[tuple[str, nn.Parameter]] | None = None
         self._is_last_epoch = False
         self._is_kept = False
@@ -87,7 +86,6 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
                 getattr(self.regularizer, "name", type(self.regularizer).__name__),
             )
         self._bound_to = model
-        self._binding = (spared, convention)
         self._parameters = None
 
     def drops(self, param_name: str) -> bool:
@@ -148,10 +146,8 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
     def on_thinned(
         self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
     ) -> None:
-        """Look at the parameters anew; refuse, with a `UserError`, one that has no such groups any more."""
+        """Look at the parameters anew."""
         self._parameters = None
-        if isinstance(self.regularizer, ParameterRegularizer):
-            self.regularizer.bind(model, *self._binding)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the steps of the current epoch need; masks are the scheduler's."""

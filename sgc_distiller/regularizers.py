@@ -351,7 +351,10 @@ class GroupVarianceRegularizer(GroupLassoRegularizer):
 
     def _penalty(self, param: Tensor, param_name: str) -> Tensor:
         strength: float = self.reg_regims[param_name][0]
-        return strength * group_variance(param, self.axes_of(param_name))
+        axes = self.axes_of(param_name)
+        if find_grouping("Channels", param.shape, axes).count < 2:  # a remover has left no more
+            return torch.zeros((), dtype=param.dtype, device=param.device)
+        return strength * group_variance(param, axes)
 
 
 def _find_regims(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sgc_distiller.data import batches
+from sgc_distiller.dependent_masks import DependentMasksPolicy
 from sgc_distiller.deployment import example_inputs
 from sgc_distiller.errors import ScheduleError, UserError
 from sgc_distiller.module_state import parts_of
@@ -280,14 +281,53 @@ def test_regularizers_go_on_with_the_new_parameters():
     given = filter_schedule(0)
     given["regularizers"] = {"l1": {"class": "L1Regularizer", "reg_regims": {"3.weight": 0.1}}}
     given["policies"].append({"regularizer": {"instance_name": "l1"}, "epochs": [0, 1, 2]})
-    scheduler, optimizer = trained(given, epochs=2)
-    scheduler.on_epoch_begin(2, optimizer)
-    scheduler.on_minibatch_begin(2, 0, 2, optimizer)
+    scheduler, optimizer = trained(given, epochs=0)
+    scheduler.on_epoch_begin(0, optimizer)
+    scheduler.on_minibatch_begin(0, 0, 2, optimizer)
     zero = torch.zeros((), requires_grad=True)
-    loss = scheduler.before_backward_pass(2, 0, 2, zero, optimizer)
+    loss = scheduler.before_backward_pass(0, 0, 2, zero, optimizer)
     torch.testing.assert_close(loss, 0.1 * scheduler.model[3].weight.abs().sum())
     loss.backward()
     assert scheduler.model[3].weight.grad is not None
+
+
+def test_the_variance_of_one_channel_that_is_left_adds_nothing():
+    given = filter_schedule(0, {**FILTERS, "desired_sparsity": 0.9})
+    given["regularizers"] = {
+        "even": {"class": "GroupVarianceRegularizer", "reg_regims": {"3.weight": [0.1, "Channels"]}}
+    }
+    given["policies"].append({"regularizer": {"instance_name": "even"}, "epochs": [0, 1, 2]})
+    scheduler, _ = trained(given)
+    assert scheduler.model[3].in_channels == 1
+    assert all(item.isfinite().all() for item in scheduler.model.parameters())
+
+
+def test_a_pruner_that_cannot_go_on_says_why():
+    given = filter_schedule(1, {**FILTERS, "weights": ["3.weight"]})
+    given["pruners"]["pairs"] = {**FILTERS, "weights": ["3.weight"], "group_size": 2}
+    given["policies"].append({"pruner": {"instance_name": "pairs"}, "epochs": [2]})
+    message = (
+        r"The pruner 'pairs' cannot go on after filters were taken out: weights: 3\.weight: Expected a "
+        r"number of filters that is a multiple of 'group_size' \(2\), got 3\. Let it end before, or let the "
+        r"remover act when it is done\."
+    )
+    with pytest.raises(UserError, match=message):
+        trained(given)
+
+
+def test_what_belongs_to_filters_that_stay_follows_their_later_masks():
+    model = Residual()
+    given = filter_schedule(0, {**FILTERS, "weights": ["inner.weight", "first.weight"]})
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scheduler = Schedule.from_dict(given).build(model, optimizer)
+    epoch_of(scheduler, optimizer, 0)
+    assert model.first.out_channels == 2
+    mask = torch.ones_like(model.inner.weight)
+    mask[3] = 0
+    scheduler.zeros_mask_dict["inner.weight"].mask = mask
+    (completing,) = [item for item in scheduler.policies[0] if isinstance(item, DependentMasksPolicy)]
+    completing.on_epoch_begin(model, scheduler.zeros_mask_dict, {})
+    assert scheduler.zeros_mask_dict["inner.bias"].mask.tolist() == [1, 1, 1, 0]
 
 
 class Noting(ScheduledTrainingPolicy):
@@ -315,16 +355,18 @@ def test_policies_hear_of_it_once():
 
 
 class Residual(nn.Module):
-    """Adds up what two convolutions make of one picture."""
+    """Adds up what two convolutions make of one thing."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.inner = nn.Conv2d(3, 4, 3, padding=1)
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.stem = nn.Conv2d(4, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
         self.last = nn.Conv2d(4, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
         made: Tensor = self.last(self.stem(x) + self.inner(x))
         return made
 
@@ -342,7 +384,7 @@ def test_zero_filters_that_cannot_go_stay_masked_and_are_told(caplog: pytest.Log
         "on the input, to which stem adds."
     ]
     assert [id(item) for item in model.parameters()] == before
-    assert (scheduler.zeros_mask_dict["inner.weight"].mask == 0).sum() == 2 * 3 * 9
+    assert (scheduler.zeros_mask_dict["inner.weight"].mask == 0).sum() == 2 * 4 * 9
 
 
 @pytest.mark.parametrize("name", GANS)

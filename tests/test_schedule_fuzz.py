@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sgc_distiller.errors import ScheduleError
+from sgc_distiller.errors import ScheduleError, UserError
 from sgc_distiller.policies import ScheduledTrainingPolicy
 from sgc_distiller.schedule import CLASSES, Schedule, read_schedule
 from sgc_distiller.scheduler import CompressionScheduler
@@ -345,7 +345,11 @@ def test_valid_schedules_run(schedule: dict[str, Any]):
     found.sparsity_plan(world.model)
     with contextlib.suppress(ScheduleError):  # Distiller lacks much
         found.plain(world.model)
-    world.run(found)
+    try:
+        world.run(found)
+    except UserError as error:  # such as what is left of a weight being no multiple of the group size
+        assert "cannot go on after filters were taken out" in str(error)
+        return
     world.scheduler.load_state_dict(world.scheduler.state_dict())
     assert schedule == before
 
