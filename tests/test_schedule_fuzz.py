@@ -348,7 +348,8 @@ def test_valid_schedules_run(schedule: dict[str, Any]):
     try:
         world.run(found)
     except UserError as error:  # such as what is left of a weight being no multiple of the group size
-        assert "cannot go on after filters were taken out" in str(error)
+        if "cannot go on after filters were taken out" not in str(error):
+            raise
         return
     world.scheduler.load_state_dict(world.scheduler.state_dict())
     assert schedule == before
