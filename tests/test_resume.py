@@ -25,6 +25,7 @@ from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.errors import NotANumberError, UserError
 from sgc_distiller.experiment import compress, train
 from sgc_distiller.recording import Console, Recorder
+from sgc_distiller.report import write_report
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import resolve
 from sgc_distiller.tasks.dcgan import DCGAN
@@ -308,6 +309,15 @@ def test_the_thinned_run_is_worth_comparing(straight: Any) -> None:
     asked = [record["sparsity_asked"] for record in RunFolder(folder).records("epoch")]
     assert asked[0] > 0.4
     assert asked[1:] == [None, None]
+
+
+def test_the_report_of_a_thinned_run_says_what_was_taken_out(straight: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(straight("thinned"), tmp_path / "copy")
+    page = write_report(folder).read_text()
+    weights, left = (100 * 8 + 8 * 4 + 4) * 16, (100 * 4 + 4 * 2 + 2) * 16
+    assert f"{weights - left:,} were taken out of the network with whole filters." in page
+    assert f"of {weights:,} weights of its convolutions" in page
+    assert "Filters were taken out in epoch 1: from then on what is left counts" in page
 
 
 def masked_parameters(content: Record) -> list[Tensor]:
