@@ -445,6 +445,23 @@ class TestFlags:
         assert {item.name for item in Path("logs/x/samples").iterdir()} == names
         assert _records(Path("logs/x"), "result")[-1]["steps"] == 0
 
+    def test_thinnify(self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        own = (
+            "class: L1RankedStructureParameterPruner, group_type: Filters, desired_sparsity: 0.5, "
+            "weights: ['*.weight']"
+        )
+        text = SCHEDULE.replace("class: SparsityLevelParameterPruner, levels: {'main.*.weight': 0.5}", own)
+        Path("filters.yaml").write_text(
+            text.replace("steps_per_epoch: 2", "steps_per_epoch: 2, output_layer: dense")
+        )
+        assert go(f"--compress filters.yaml --exp-load-weights-from {shelf / 'dense'} --thinnify -n x") == 0
+        assert "thinned: logs/x_thin" in capsys.readouterr().out
+        whole, thin = (load_checkpoint(f"logs/{name}")["state_dict"] for name in ("x", "x_thin"))
+        assert thin["main.0.weight"].shape[1] == whole["main.0.weight"].shape[1] // 2
+        assert go("--resume-from logs/x --thinnify", plain=True) == 2, "the folder is there already"
+        assert go("--thinnify -n y") == 2
+        assert "--thinnify takes zero filters out of a trained generator" in capsys.readouterr().err
+
     def test_runtime(
         self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -16,7 +16,10 @@ LEAVES = {"_version", "errors", "seeding"}  # these import nothing of ours, and 
 # Everything of ours that a module may import, beside the leaves.
 ONLY: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
-    **{name: set() for name in ("charts", "compute", "interrupts", "losses", "metrics", "pictures", "wording")},
+    **{
+        name: set()
+        for name in ("charts", "compute", "interrupts", "losses", "metrics", "pictures", "wording")
+    },
     **{name: set() for name in ("checks", "import_errors", "resources", "runs", "selection", "structures")},
     **{name: set() for name in ("compact_weights", "nm_patterns", "optional_packages")},
     "class_lookup": {"import_errors", "policies", "yaml_source"},
