@@ -233,7 +233,7 @@ def _thinnify(options: Options, terminal: Terminal, folder: str | None = None) -
     target = folder or f"{named}_thin"
     for table in thinned_tables(thin_run(options, target, terminal)):
         terminal.study(table)
-    terminal.note(f"thinned: {target}; `sgc compress --exp-load-weights-from {target}` trains it on")
+    terminal.note(f"thinned: {target}; `sgc compress` trains it on with --exp-load-weights-from {target}")
 
 
 def _export(parsed: argparse.Namespace, terminal: Terminal) -> None:

@@ -139,6 +139,9 @@ def commands(text: str) -> list[list[str]]:
 
 def check_command(words: list[str]) -> None:
     words = [word for word in words if word not in {"...", "…"}]
+    names = next(item.choices for item in sgc_parser()._actions if item.dest == "command")
+    if len(words) == 2 and words[0] == "sgc" and words[1] in (names or ()):
+        return  # the name of a command
     if words[0] == "sgc" and not {"-h", "--help", "--version"} & set(words):
         sgc_parser().parse_args(words[1:])
     elif words[0] == "make":
