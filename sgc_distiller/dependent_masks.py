@@ -104,16 +104,12 @@ class DependentMasksPolicy(ScheduledTrainingPolicy):
             if not zeros_mask_dict[name].mask_on_forward_only:
                 zeros_mask_dict[name].mask_tensor(parameters[name])
 
-    def on_thinned(
-        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
-    ) -> None:
-        """Look at the filters anew, and know the cut masks where the ones before were known."""
+    def on_thinned(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
+        """Look at filters and masks anew."""
         self._groupings = self._find_groupings(model)
         self._parameters = dict(model.named_parameters())
         for known in (self._filters_seen, self._own, self._cleared):
-            same = [name for name, mask in known.items() if mask is masks_before.get(name)]
             known.clear()
-            known.update({name: zeros_mask_dict[name].mask for name in same})
 
     def state_dict(self) -> dict[str, Any]:
         """Return for which parameters the masks of this moment are known: completed, made here, cleared."""

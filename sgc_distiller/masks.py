@@ -187,7 +187,7 @@ class MaskSet(dict[str, ParameterMasker]):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        self._cut_masks: dict[str, Tensor | None] | None = None
+        self._is_cut = False
         self._plan: _Plan | None = None
         self._masked_at: Sequence[_Version | None] | None = None  # versions of those that are masked now
         for name, _ in model.named_parameters():
@@ -204,15 +204,15 @@ class MaskSet(dict[str, ParameterMasker]):
         self._plan = None
         self._masked_at = None
 
-    def keep_cut_masks(self, masks: dict[str, Tensor | None]) -> None:
-        """Keep the masks as they were before they were cut, for `take_cut_masks`."""
-        self._cut_masks = masks
+    def note_cut(self) -> None:
+        """Note that the model was made thinner and the masks were cut alike, for `take_cut`."""
+        self._is_cut = True
         self.forget_plan()
 
-    def take_cut_masks(self) -> dict[str, Tensor | None] | None:
-        """Return once what was kept, by parameter name; None if no masks were cut since."""
-        found, self._cut_masks = self._cut_masks, None
-        return found
+    def take_cut(self) -> bool:
+        """Return whether masks were cut since this was asked last."""
+        is_cut, self._is_cut = self._is_cut, False
+        return is_cut
 
     def apply(self) -> None:
         """Mask the weights for a forward pass; double copies are kept where they are asked for."""

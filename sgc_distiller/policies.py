@@ -113,16 +113,10 @@ class ScheduledTrainingPolicy:
     ) -> None:
         """Act after an epoch."""
 
-    def on_thinned(
-        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
-    ) -> None:
+    def on_thinned(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
         """Look at the model anew: some of its parameters gave way to smaller ones, and masks were cut alike.
 
-        Args:
-            model: The model.
-            zeros_mask_dict: Its maskers, with the masks as they are now.
-            masks_before: The masks as they were, by parameter name; empty when a run is resumed, whose state
-                is loaded afterwards.
+        When a run is resumed that was thinned, this comes before the state is loaded.
         """
 
     def state_dict(self) -> dict[str, Any]:

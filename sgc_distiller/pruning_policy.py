@@ -243,9 +243,7 @@ class PruningPolicy(ScheduledTrainingPolicy):
                 masker.mask_on_forward_only = False
             zeros_mask_dict.mask_weights()
 
-    def on_thinned(
-        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
-    ) -> None:
+    def on_thinned(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
         """Let the pruner look at the weights anew when it sets masks next; its shares are of what is left."""
         self._is_outdated = hasattr(self.pruner, "forget_sizes")
         if self._is_outdated:

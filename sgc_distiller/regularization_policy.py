@@ -143,9 +143,7 @@ class RegularizationPolicy(ScheduledTrainingPolicy):
         if self.has_threshold and self.keep_mask and self._is_last_epoch and not self._is_kept:
             self._drop_small(model, zeros_mask_dict, is_lasting=True)
 
-    def on_thinned(
-        self, model: nn.Module, zeros_mask_dict: MaskSet, masks_before: Mapping[str, Tensor | None]
-    ) -> None:
+    def on_thinned(self, model: nn.Module, zeros_mask_dict: MaskSet) -> None:
         """Look at the parameters anew."""
         self._parameters = None
 

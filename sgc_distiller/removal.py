@@ -111,11 +111,10 @@ def _check_optimizer(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
 
 
 def _cut_masks(model: nn.Module, maskers: MaskSet, cut: _Cut) -> None:
-    masks_before = {name: masker.mask for name, masker in maskers.items()}
     for name, parameter in model.named_parameters():
         if name in maskers:
             _cut_mask(maskers[name], parameter, cut)
-    maskers.keep_cut_masks(masks_before)
+    maskers.note_cut()
 
 
 def _cut_mask(masker: ParameterMasker, parameter: nn.Parameter, cut: _Cut) -> None:

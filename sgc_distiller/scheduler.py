@@ -159,23 +159,19 @@ class CompressionScheduler:
                 entry.meta,
                 optimizer,
             )
-            masks_before = self.zeros_mask_dict.take_cut_masks()
-            if masks_before is not None:
-                self.follow_thinning(masks_before)
+            if self.zeros_mask_dict.take_cut():
+                self.follow_thinning()
 
-    def follow_thinning(self, masks_before: Mapping[str, Tensor | None] | None = None) -> None:
+    def follow_thinning(self) -> None:
         """Let all policies look at the model anew, some of whose parameters gave way to smaller ones.
 
         After a remover of the schedule this is done already. Who makes the model thinner otherwise, such as
         when a thinned run is resumed, calls this before the state is loaded.
-
-        Args:
-            masks_before: The masks as they were, if they were cut alike.
         """
         self.zeros_mask_dict.forget_plan()
         for policy in {id(entry.policy): entry.policy for entry in self._entries}.values():
             if hasattr(policy, "on_thinned"):
-                policy.on_thinned(self.model, self.zeros_mask_dict, masks_before or {})
+                policy.on_thinned(self.model, self.zeros_mask_dict)
 
     def before_backward_pass(
         self,
