@@ -36,7 +36,7 @@ def add_speed_command(commands: Any, add_task: Callable[[Any], None]) -> None:
     command = commands.add_parser(
         "speed",
         help=text,
-        description=f"{text.capitalize()}: dense, masked, thinned, channels_last, bf16 and with ONNX Runtime, "
+        description=f"{text.capitalize()}: dense, masked, thinned, channels_last, bf16 and ONNX Runtime, "
         "side by side on this machine.",
     )
     add = command.add_argument
