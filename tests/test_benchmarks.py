@@ -144,3 +144,24 @@ def test_mask_cost_writes_and_prints_every_row(
         assert f"| {name}: " in printed
         for values in row["times_faster"].values():
             assert values["low"] <= values["median"] <= values["high"]
+
+
+def test_thinned_generators_do_the_work_of_those_built_at_that_width(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    thinned_speed = importlib.import_module("thinned_speed")
+    sizes = {
+        "dcgan": {"image_size": 32, "width": 8},
+        "stargan": {"image_size": 32, "width": 8, "blocks": 1, "attributes": ["Red", "Green"]},
+    }
+    monkeypatch.setattr(thinned_speed, "SIZES", sizes)
+    file = tmp_path / "found.json"
+    thinned_speed.main(["--gans", *sizes, "--shares", "0.5", "--seconds", "0.01", "--results", str(file)])
+    records = json.loads(file.read_text())["records"]
+    work = {(item["gan"], item["network"]): item["macs"] for item in records}
+    for gan in sizes:
+        assert work[gan, "dense"] == work[gan, "masked"] > 2 * work[gan, "thinned"]
+        assert work[gan, "thinned"] == work[gan, "built at that width"]
+    assert all(item["times_faster_than_dense"] == [1.0] * 3 for item in records if item["network"] == "dense")
+    assert capsys.readouterr().out.count("\n") == 2 + len(records)
