@@ -8,6 +8,7 @@ not see bad pictures. One file is kept for each set and size in the cache; its w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -208,17 +209,34 @@ def cached_extractor(
     else:
         opened = open_labelled(source, min(LARGEST_SIZE, image_size or LARGEST_SIZE))
     path = extractor_file(opened.images)
-    if path.is_file():
-        try:
-            return load_picture_extractor(path).to(device)
-        except UserError as error:
-            log.warning("%s It is trained anew.", error)
-    log.info(
-        "Training an extractor on %s, once; it takes a minute or two and is kept at %s.",
-        opened.images.name,
-        path,
-    )
-    return _train_and_keep(opened, 0, None, device)
+    with _one_at_a_time(path):
+        if path.is_file():
+            try:
+                return load_picture_extractor(path).to(device)
+            except UserError as error:
+                log.warning("%s It is trained anew.", error)
+        log.info(
+            "Training an extractor on %s, once; it takes a minute or two and is kept at %s.",
+            opened.images.name,
+            path,
+        )
+        return _train_and_keep(opened, 0, None, device)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let other processes that want the same file wait inside the block, so that one of them makes it."""
+    try:
+        import fcntl
+
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        file = (cache_folder() / f"{path.stem}.lock").open("a")
+    except (ImportError, OSError):  # Windows; a cache that cannot be written, which is told later
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def extractor_file(images: ImageSet) -> Path:

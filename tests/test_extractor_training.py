@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -351,6 +354,21 @@ class TestCache:
         ]
         monkeypatch.setattr(extractor_training, "train_extractor", lambda *_, **__: pytest.fail("trained"))
         assert cached_extractor(tmp_path / "data", 16).name == first.name
+
+    def test_of_several_who_want_it_at_once_one_trains_it(self, own_cache: Path, monkeypatch):
+        pytest.importorskip("fcntl", reason="requires: locks of files")
+        trained = []
+        train = extractor_training.train_extractor
+
+        def slowly(*given: Any, **settings: Any) -> Any:
+            trained.append(1)
+            time.sleep(0.3)
+            return train(*given, **settings)
+
+        monkeypatch.setattr(extractor_training, "train_extractor", slowly)
+        with ThreadPoolExecutor(3) as several:
+            names = list(several.map(lambda _: cached_extractor(few()).name, range(3)))
+        assert len(trained) == len(set(names)) == 1
 
     def test_new_pictures_sizes_and_labels_are_learnt_anew(self, own_cache: Path, tmp_path: Path):
         sets = [few(), few(torch.arange(60) % 2), few(torch.arange(60) % 3), few(count=59)]
