@@ -17,8 +17,9 @@ from sgc_distiller.data import batches
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, train, warm_up
 from sgc_distiller.loss_policies import OutputDistillationPolicy, SelfSupervisedPolicy
-from sgc_distiller.names import prunable_names
+from sgc_distiller.names import layer_axes, prunable_names
 from sgc_distiller.recording import Console
+from sgc_distiller.removers import is_remover
 from sgc_distiller.resources import shipped_schedules
 from sgc_distiller.schedule import read_schedule
 from sgc_distiller.settings import resolve
@@ -181,10 +182,16 @@ def test_shipped_schedules_train_and_reach_their_sparsity(name: str, path: Path,
     wanted = int(named_target[1]) / 100 if named_target else 0.5  # of the granularity study
     named = dict(supervision.generator.named_parameters())
     dense = task.output_layers(supervision.generator) if schedule.gan.output_layer == "dense" else []
+    removes = any(is_remover(policy.instance.kind) for policy in schedule.policies)
+    outputs = {"stored": 0, "outputs_first": 0, "inputs_first": 1}
+    axes = layer_axes(supervision.generator)
     for weight in prunable_names(supervision.generator):
         zeros = int((named[weight] == 0).sum())
-        if weight in dense:
+        if weight in dense or removes:
             assert zeros == 0
+            was = supervision.teacher.get_parameter(weight).shape[outputs[axes[weight]]]
+            is_now = named[weight].shape[outputs[axes[weight]]]
+            assert is_now == (was if weight in dense else was - int(wanted * was))
         else:
             assert zeros == int(wanted * named[weight].numel()), weight
 
