@@ -135,24 +135,25 @@ def test_what_belongs_to_weights_is_cut_with_them(thinned: tuple[str, Path, Reco
 
 
 def test_it_is_trained_on_under_the_same_supervision(thinned: tuple[str, Path, Record], tmp_path: Path):
-    """Stopped and resumed, it ends with the same bits; the teacher is the dense generator.
-
-    CycleGAN's learning rate depends on the number of epochs, by which the run is stopped here.
-    """
+    """The teacher is the dense generator, and the sizes stay."""
     task, folder, _ = thinned
     start = {"schedule": str(folder / "tuning.yaml"), "weights_from": str(folder / "thin")}
     compress(options(task, tmp_path / "whole", **start))
-    compress(options(task, tmp_path / "parts", **start, epochs=1))
-    compress(resolve({"resume_from": str(tmp_path / "parts"), "epochs": 2, "device": "cpu"}))
-    whole, parts = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
-    assert whole["step"] == parts["step"] == 4
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, parts["state_dict"][name]) or task == "cyclegan", name
+    whole = load_checkpoint(tmp_path / "whole")
     begun = load_checkpoint(folder / "thin")["state_dict"]
     assert {n: v.shape for n, v in whole["state_dict"].items()} == {n: v.shape for n, v in begun.items()}
+    assert not all(torch.equal(value, begun[n]) for n, value in whole["state_dict"].items())
     kept = load_checkpoint(RunFolder(tmp_path / "whole", create=False).teacher_file)["state_dict"]
     dense = load_checkpoint(folder / "dense")["state_dict"]
     assert all(torch.equal(value, dense[name]) for name, value in kept.items())
+    if task != "dcgan":  # once is enough for the rest
+        return
+    compress(options(task, tmp_path / "parts", **start, epochs=1))
+    compress(resolve({"resume_from": str(tmp_path / "parts"), "epochs": 2, "device": "cpu"}))
+    parts = load_checkpoint(tmp_path / "parts")
+    assert whole["step"] == parts["step"] == 4
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
     train(options(task, tmp_path / "plain", weights_from=str(folder / "thin"), epochs=1, steps_per_epoch=1))
 
 
