@@ -16,7 +16,7 @@ from sgc_distiller.module_state import parts_of
 from sgc_distiller.names import canonical
 from sgc_distiller.structures import Grouping
 
-__all__ = ["CoupledFilters", "find_coupled"]
+__all__ = ["CoupledFilters", "find_coupled", "find_staying"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,20 @@ class CoupledFilters:
             own = units.to(scores.device)
             kept[own[scores[own].argmax()]] = True
         return kept
+
+
+def find_staying(model: nn.Module, weights: Sequence[str]) -> dict[str, str]:
+    """Return the weights some of whose filters cannot be taken out, and why; see `find_coupled`."""
+    by_name = {canonical(name): name for name in weights}
+    found: dict[str, str] = {}
+    for part in parts_of(model):
+        flow = trace(part.network)
+        for path, layer in flow.layers.items():
+            reasons = [flow.channels.fixed(root) for root in flow.channels.roots(layer.outputs).tolist()]
+            name = by_name.get(f"{part.prefix}{path}.weight")
+            if name and any(reasons):
+                found[name] = next(reason for reason in reasons if reason)
+    return found
 
 
 def find_coupled(model: nn.Module, weights: Sequence[str]) -> list[CoupledFilters]:

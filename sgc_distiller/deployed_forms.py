@@ -54,17 +54,19 @@ def deployed_forms(opened: Finished, dense: nn.Module, notes: list[str]) -> list
         notes: Is given why a form is missing, a sentence each.
     """
     task = opened.run.task
-    networks = {"dense": task.deploy(dense), "masked": task.deploy(opened.generator)}
+    own = "thinned" if opened.content.get("thinned") else "masked"
+    networks = {"dense": task.deploy(dense), own: task.deploy(opened.generator)}
     thin = copy.deepcopy(unwrapped(opened.generator))
     try:
         thin_generator(Finished(opened.run, thin, opened.content, opened.source))
     except UserError as error:
         notes.append(f"Not thinned: {error}.")
     else:
-        networks["thinned"] = task.deploy(thin)
-        if _weight_bytes(networks["thinned"]) == _weight_bytes(networks["masked"]):
-            del networks["thinned"]
+        thinner = task.deploy(thin)
+        if _weight_bytes(thinner) == _weight_bytes(networks[own]):
             notes.append("There are no zero filters to take out.")
+        else:
+            networks["thinned" if own == "masked" else "thinned further"] = thinner
     best = list(networks)[-1]
     forms = [_eager(name, network) for name, network in networks.items()]
     for name in dict.fromkeys(("dense", best)):

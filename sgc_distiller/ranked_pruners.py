@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller import checks
-from sgc_distiller.coupled_filters import CoupledFilters, find_coupled
+from sgc_distiller.coupled_filters import CoupledFilters, find_coupled, find_staying
 from sgc_distiller.errors import UserError
 from sgc_distiller.masks import drop_smallest
 from sgc_distiller.pruners import ConstantRate, GradualRate, Maskers, Meta, Pruner, Rate
@@ -26,6 +27,8 @@ __all__ = [
     "RankedPruner",
     "STRUCTURE_PRUNERS",
 ]
+
+log = logging.getLogger(__name__)
 
 Scope = Literal["layer", "global"]
 RANKED = ("Elements", "Vectors", "Kernels", "Filters", "Channels", "Blocks", "Rows")
@@ -114,7 +117,22 @@ class RankedPruner(StructurePruner):
                 "one without; add 'gan: {}', or leave 'group_dependency: Coupled' out.",
                 "group_dependency",
             )
+        self._leave_out(find_staying(model, self.weights))
         self._coupled = find_coupled(model, self.weights)
+
+    def _leave_out(self, staying: Mapping[str, str]) -> None:
+        """Leave weights alone that a pattern lists and whose filters cannot be taken out; say so."""
+        left = {name: why for name, why in staying.items() if not self.named_in_full(name)}
+        if not left:
+            return
+        told = "; ".join(f"{name}: {why}" for name, why in left.items())
+        rest = [name for name in self.weights if name not in left]
+        if not rest:
+            raise checks.ArgumentError(
+                f"Expected weights whose filters can be taken out, got none ({told}).", "weights"
+            )
+        log.warning("%s leaves alone what cannot be taken out: %s.", self.name, told)
+        self.weights = rest
 
     def brings_back(self) -> bool:
         """Return whether noise may let what is pruned rank before what is not."""

@@ -222,7 +222,7 @@ def speed_table(report: Record) -> Table:
                 str(row["batch"]),
                 f"{row['milliseconds']:.1f} ({low:.1f} to {high:.1f})",
                 f"{row['times_faster']:.2f} ({slow:.2f} to {fast:.2f})",
-                f"{row['macs'] / 1e6:,.1f}",
+                number(row["macs"] / 1e6),
                 f"{row['parameters']:,}",
                 f"{row['bytes'] / 1e6:.2f}",
                 *values,

@@ -65,17 +65,27 @@ def thin_run(options: Options, folder: str | Path, console: Console | None = Non
     whole = copy.deepcopy(before)
     result, thinning = thin_generator(opened)
     if not thinning.sizes:
-        reasons = "; ".join(f"{path}: {why[0]}" for path, why in result["stays"].items())
         raise UserError(
-            f"{opened.source}: expected filters that can be taken out, found none"
-            f"{f' ({reasons})' if reasons else ''}; prune whole filters first, such as with "
-            "--compress granularity/filter"
+            f"{opened.source}: expected filters that can be taken out, found none; {_advice(opened, result)}"
         )
     content = _thinner(opened, thinning, names, [name for name, _ in before.named_parameters()])
     _write(opened, target, content)
     result["layers"] = _layers(whole, before, result.pop("stays"))
     result["checkpoint"] = str(target / "checkpoint.pth.tar")
     return result
+
+
+def _advice(opened: Finished, result: Record) -> str:
+    """Return what to do where nothing can be taken out."""
+    if result["stays"]:
+        reasons = "; ".join(f"{path}: {why[0]}" for path, why in result["stays"].items())
+        return f"its zero filters must stay, since {reasons}"
+    if opened.content.get("thinned"):
+        return "it has been thinned already"
+    return (
+        "prune whole filters first, those together whose outputs are added up, such as with "
+        "--compress granularity/coupled_filter"
+    )
 
 
 def thinned_tables(result: Record) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,16 @@ def test_distiller_is_not_asked_for_coupled_filters():
     schedule = Schedule.from_dict({"pruners": {"filters": pruner}, "policies": [policy], "gan": {}})
     with pytest.raises(UserError, match="'group_dependency: Coupled'.*Distiller knows 'Leader' only"):
         schedule.plain(network)
+
+
+def test_patterns_leave_alone_what_cannot_be_taken_out(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        masks = prune(Sum(), ["*.weight"], 0.5)
+    assert masks["one.weight"].mask.sum() == 2 * 3
+    assert masks["end.weight"].mask is None
+    assert "filters leaves alone what cannot be taken out: end.weight: it is a channel" in caplog.text
+    with pytest.raises(UserError, match=r"got none \(end\.weight: it is a channel of the output\)"):
+        prune(Sum(), ["end*"], 0.5)
 
 
 def test_random_shares_are_not_coupled():

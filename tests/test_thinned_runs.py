@@ -160,7 +160,7 @@ def test_it_is_trained_on_under_the_same_supervision(thinned: tuple[str, Path, R
 def test_nothing_is_left_to_take_out(thinned: tuple[str, Path, Record], tmp_path: Path):
     _, folder, _ = thinned
     with pytest.raises(
-        UserError, match="expected filters that can be taken out, found none; prune whole filters"
+        UserError, match="expected filters that can be taken out, found none; it has been thinned already"
     ):
         thin_run(resolve({"weights_from": str(folder / "thin"), "device": "cpu"}), tmp_path / "again")
     with pytest.raises(UserError, match="holds a run already; name another folder with -o"):
@@ -210,7 +210,7 @@ class TestCommands:
         for text in ("main.0", "multiply-adds", "The pictures differ by", f"thinned: {tmp_path / 't'}"):
             assert text in printed
         assert main(["thin", str(shelf / "dense"), "-o", str(tmp_path / "u"), "--cpu"]) == 2
-        assert "expected filters that can be taken out, found none" in capsys.readouterr().err
+        assert "found none; prune whole filters first, those together whose" in capsys.readouterr().err
 
     def test_speed_times_every_form(self, shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         given = ["speed", str(shelf / "sparse"), "--cpu", "--seconds", "0.01", "--batch", "1,3"]

@@ -92,8 +92,17 @@ class CycleGAN(GANTask):
         return None if sizes is None else {"width": sizes["ngf"], "blocks": sizes["blocks"]}
 
     def build(self, role: Role, width: float = 1.0) -> nn.Module:
-        """Return both networks of a role, with weights N(0, 0.02) and biases 0."""
+        """Return both networks of a role, with weights N(0, 0.02) and biases 0.
+
+        Raises:
+            UserError: If a discriminator is asked for, to train with, and there is one generator only.
+        """
         channels = scaled(self.width, width)
+        if role == "discriminator" and self.direction != "both":
+            raise UserError(
+                "cyclegan: one generator can be measured only; training and pruning need both directions, in "
+                "one folder as latest_net_G_A.pth and latest_net_G_B.pth"
+            )
         networks: dict[str, nn.Module]
         if role == "generator":
             networks = {
@@ -142,16 +151,7 @@ class CycleGAN(GANTask):
         return _judge(discriminator, batch["B"], batch["A"])
 
     def judge_fake(self, discriminator: nn.Module, batch: Batch, outputs: Outputs) -> Judgement:
-        """Return what ``D_A`` says of ``fake_B`` and ``D_B`` of ``fake_A``, patch by patch.
-
-        Raises:
-            UserError: If there is one generator only.
-        """
-        if self.direction != "both":
-            raise UserError(
-                "cyclegan: one generator can be measured only; training and pruning need both directions, in "
-                "one folder as latest_net_G_A.pth and latest_net_G_B.pth"
-            )
+        """Return what ``D_A`` says of ``fake_B`` and ``D_B`` of ``fake_A``, patch by patch."""
         return _judge(discriminator, outputs["fake_B"], outputs["fake_A"])
 
     def generator_terms(self, generator: nn.Module, batch: Batch, outputs: Outputs, fake: Judgement) -> Terms:
