@@ -21,7 +21,11 @@ from sgc_distiller.yaml_source import Node
 
 __all__ = ["construct", "find_class", "import_class"]
 
-_HOOKS = tuple(name for name in vars(ScheduledTrainingPolicy) if name.startswith(("on_", "before_")))
+_HOOKS = tuple(
+    name
+    for name in vars(ScheduledTrainingPolicy)
+    if name.startswith(("on_", "before_")) and name != "on_thinned"  # which Distiller's policies do not have
+)
 _SHAPES: dict[str, tuple[str, ...]] = {
     "pruners": ("set_param_mask",),
     "regularizers": ("loss",),

@@ -70,7 +70,7 @@ WHEN_READ: dict[str, tuple[int, str, str]] = {
     "ranked Cols": (5, "pruners.p.group_type", "Expected a group type .*got 'Cols'. Did you mean 'Rows'"),
     "ranked Blocks without block_shape": (8, "pruners.p.kwargs", r"Expected 'block_shape: \[repetitions, depth, 1, 1\]' for Blocks, got None"),
     "ranked Blocks, no kwargs at all": (3, "pruners.p.kwargs", r"Expected 'block_shape: \[repetitions, depth, 1, 1\]' for Blocks, got None"),
-    "ranked group_dependency unknown value (ignored)": (8, "pruners.p.group_dependency", "Expected one of Leader, got 'Sum'"),
+    "ranked group_dependency unknown value (ignored)": (8, "pruners.p.group_dependency", "Expected one of Leader, Coupled, got 'Sum'"),
     "random ranked with Leader": (8, "pruners.p.group_dependency", "Expected no 'group_dependency' for RandomRankedFilterPruner, .*got 'Leader'. To follow a leader, use L1Ranked"),
     "group lasso unknown group": (6, "regularizers.r.reg_regims.conv2.weight[1]", r"Expected a group type \(.*Channels\+4D.*got 'Foo'"),
     "group lasso 4D with threshold": (6, "regularizers.r.reg_regims.conv2.weight[1]", "Expected a group type that can have a threshold .*got '4D'. Leave out 'threshold_criteria'"),

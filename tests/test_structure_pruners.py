@@ -162,7 +162,8 @@ class TestLeader:
 
     def test_another_dependency_is_refused(self):
         with pytest.raises(
-            UserError, match="group_dependency: Expected one of Leader, got 'Leaders'. Did you mean 'Leader'"
+            UserError,
+            match="group_dependency: Expected one of Leader, Coupled, got 'Leaders'. Did you mean 'Leader'",
         ):
             L1("p", "Filters", 0.5, ["w"], "Leaders")
 
