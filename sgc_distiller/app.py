@@ -241,8 +241,7 @@ def _export(parsed: argparse.Namespace, terminal: Terminal) -> None:
     _set_up_logging(verbose=False)
     given = vars(parsed)
     formats = find_formats(given.get("formats"), terminal)
-    known: dict[str, Any] = {name: given[name] for name in ("weights_from", "task", "data") if name in given}
-    options = resolve({**known, "task_options": task_options(parsed)})
+    options = _of_checkpoint(parsed)
     folder = parsed.out_dir or "exported"
     record = export(options, folder, formats, given.get("half", False), terminal)
     for table in exported_tables(record):

@@ -190,9 +190,7 @@ def _add_export_command(commands: Any) -> None:
     add("-o", "--out-dir", default=None, metavar="DIR", help="a new folder (default: exported)")
     add("--formats", metavar="LIST", help="some of onnx,safetensors,torch,compact (default: all)")
     add("--half", action="store_true", help="round compact weights to half precision")
-    add("-a", "--arch", dest="task", type=_task, metavar="TASK", help="the GAN (default: checkpoint's)")
-    add("--data", metavar="DIR", help="what to try the files on (default: what it was trained on)")
-    add_sizes(add)
+    _add_task_options(command)
 
 
 def _add_task_options(command: Any) -> None:

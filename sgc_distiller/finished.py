@@ -63,6 +63,8 @@ def build_generator(run: Run, content: Mapping[str, Any]) -> nn.Module:
         UserError: If its layers are not those of the run's task.
     """
     generator = run.build("generator", float(content.get("student_width", 1.0)))
-    if content.get("thinned"):
-        fit(generator, content["thinned"], content["state_dict"])
+    paths = {path for path, _ in generator.named_modules()}  # one of several networks may be opened alone
+    sizes = {path: own for path, own in (content.get("thinned") or {}).items() if path in paths}
+    if sizes:
+        fit(generator, sizes, run.task.adapted(content["state_dict"]))
     return generator

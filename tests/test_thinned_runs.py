@@ -16,6 +16,7 @@ from sgc_distiller.app import main
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.errors import UserError
 from sgc_distiller.experiment import compress, evaluate, train
+from sgc_distiller.finished import open_finished
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import Options, resolve
 from sgc_distiller.thinned_runs import thin_run
@@ -253,3 +254,17 @@ class TestCommands:
         given = ["speed", str(shelf / "dense"), "--dense", str(shelf / "dense"), "--cpu", "--seconds", "0.01"]
         assert main([*given, "--batch", "1"]) == 0
         assert "There are no zero filters to take out." in capsys.readouterr().out
+
+
+def test_one_network_of_a_thinned_pair_is_opened_alone(thinned: tuple[str, Path, Record], tmp_path: Path):
+    task, folder, _ = thinned
+    if task != "cyclegan":
+        pytest.skip("there is one network only")
+    given = ["export", str(folder / "thin"), "--formats", "safetensors", "--cpu"]
+    assert main([*given, "-o", str(tmp_path / "both")]) == 0
+    alone = {"weights_from": str(tmp_path / "both" / "G_B.safetensors"), "device": "cpu"}
+    opened = open_finished(resolve({**alone, "task_options": {"direction": "BtoA"}}))
+    whole = load_checkpoint(folder / "thin")["state_dict"]
+    found = opened.generator.state_dict()
+    assert set(found) == {name for name in whole if name.startswith("G_B.")}
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
