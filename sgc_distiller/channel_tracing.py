@@ -57,7 +57,7 @@ from sgc_distiller.channel_values import (
     only_zeros,
 )
 from sgc_distiller.errors import UserError
-from sgc_distiller.neighbours import LayerTracer, untouched
+from sgc_distiller.neighbours import LayerTracer, untouched, untraceable_part
 
 __all__ = ["trace"]
 
@@ -80,8 +80,8 @@ def trace(network: nn.Module) -> ChannelFlow:
             graph = LayerTracer().trace(network)
     except Exception as error:  # whatever the network's own code does with a value that is none
         raise UserError(
-            f"{type(network).__name__}: the way of its channels cannot be followed, since its code looks at "
-            f"what comes in: {error}. Put what does so into a function of its own, with @torch.fx.wrap"
+            f"{untraceable_part(network)}: the way of its channels cannot be followed, since its code looks "
+            f"at what comes in: {error}. Put what does so into a function of its own, with @torch.fx.wrap"
         ) from error
     flow = ChannelFlow()
     rules = _Rules(flow, network)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-__all__ = ["LayerTracer", "Norm", "folded_weights", "norms_after", "untouched"]
+__all__ = ["LayerTracer", "Norm", "folded_weights", "norms_after", "untouched", "untraceable_part"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,19 @@ class LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is taken as a whole."""
         return isinstance(m, (*_Layers, *_Norms)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def untraceable_part(network: nn.Module) -> str:
+    """Return the innermost part of a network whose code cannot be traced, by its path and class."""
+    inner_first = sorted(network.named_modules(), key=lambda item: -item[0].count("."))
+    for path, module in inner_first:
+        if path and not isinstance(module, (*_Layers, *_Norms)):
+            try:
+                with untouched(module):
+                    LayerTracer().trace(module)
+            except Exception:  # whatever the part's own code does with a value that is none
+                return f"{path} ({type(module).__name__})"
+    return type(network).__name__
 
 
 def _graphs(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, fx.Graph]]:

@@ -392,6 +392,9 @@ class Deciding(nn.Module):
 def test_code_that_looks_at_the_inputs_is_refused():
     with pytest.raises(UserError, match=r"Deciding: the way .* cannot be followed, .*@torch.fx.wrap"):
         thin(Deciding())
+    inside = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), Deciding()))
+    with pytest.raises(UserError, match=r"1\.1 \(Deciding\): the way .* cannot be followed"):
+        thin(inside)
 
 
 class Functional(nn.Module):
