@@ -102,8 +102,7 @@ def _sgc(argv: Sequence[str] | None) -> None:
         _export(parsed, Terminal())
     elif parsed.command in ("summary", "sense"):
         _set_up_logging(verbose=False)
-        options = resolve(inspection_arguments.asked_of_checkpoint(parsed))
-        _inspect(options, parsed, Terminal())
+        _inspect(_of_checkpoint(parsed), parsed, Terminal())
     else:
         _act(parsed, compresses=parsed.command == "compress")
 
@@ -122,7 +121,13 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
     options = resolve(given)
     if compresses is None:
         compresses = options.schedule is not None
+    thins = getattr(parsed, "thinnify", False)
     inspection_arguments.refuse_lonely_flags(parsed)
+    others = inspection_arguments.inspects(parsed) or arguments.is_evaluation(parsed) or parsed.dry_run
+    if thins and (others or getattr(parsed, "export_onnx", None)):
+        raise UserError(
+            "--thinnify writes a generator, where the other flags measure or show one; leave one out"
+        )
     if inspection_arguments.inspects(parsed):
         _inspect(options, parsed, terminal)
     elif getattr(parsed, "export_onnx", None):
@@ -135,11 +140,11 @@ def _act(parsed: argparse.Namespace, compresses: bool | None) -> None:
         terminal.plan(plan(options))
     else:
         warms_up = getattr(parsed, "command", "") == "warm-up-discriminator"
-        if parsed.thinnify and not compresses:
+        if thins and not compresses:
             _thinnify(options, terminal)
             return
         _run(options, warm_up if warms_up else compress if compresses else train, terminal)
-        if parsed.thinnify:
+        if thins:
             _thinnify(dataclasses.replace(options, weights_from=options.folder, resume_from=None), terminal)
 
 
@@ -199,10 +204,8 @@ def _thin(parsed: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _of_checkpoint(parsed: argparse.Namespace) -> Options:
-    """Return the settings of a command that takes a checkpoint and what names its task and data."""
-    known = {name: value for name, value in vars(parsed).items() if name in ("weights_from", "task", "data")}
-    device = {"device": "cpu"} if parsed.cpu else {}
-    return resolve({**known, **device, "task_options": task_options(parsed)})
+    """Return the settings of a command that takes a checkpoint."""
+    return resolve(inspection_arguments.asked_of_checkpoint(parsed))
 
 
 def _speed(parsed: argparse.Namespace, terminal: Terminal) -> None:
@@ -211,7 +214,7 @@ def _speed(parsed: argparse.Namespace, terminal: Terminal) -> None:
     sizes = batch_sizes(parsed.batch)
     if parsed.threads is not None:
         torch.set_num_threads(checks.integer(parsed.threads, "--threads", low=1))
-    images = checks.integer(parsed.test_images, "--test-images", low=0)
+    images = checks.integer(parsed.pictures, "--test-images", low=0)
     report = speed_report(_of_checkpoint(parsed), parsed.dense, sizes, parsed.seconds, images, terminal)
     table = speed_table(report)
     terminal.study(table)

@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 from sgc_distiller import inspection_arguments
 from sgc_distiller._version import __version__
-from sgc_distiller.deploy_arguments import add_speed_command, add_thin_command
+from sgc_distiller.deploy_arguments import (
+    add_export_command,
+    add_speed_command,
+    add_thin_command,
+    add_thinnify,
+)
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.study_arguments import add_study_commands
 from sgc_distiller.task_arguments import add_sizes, task_options
@@ -117,9 +122,11 @@ def sgc_parser() -> Parser:
         command.add_argument("task", type=_task, metavar="TASK", help=_TASK_HELP)
         command.add_argument("--data", metavar="DIR", help="data set: a folder (default: a bundled set)")
         _add_run_arguments(command)
+        if name == "compress":
+            add_thinnify(command)
     _add_schedule_command(commands)
     _add_extractor_command(commands)
-    _add_export_command(commands)
+    add_export_command(commands, _add_task_options)
     add_thin_command(commands, _add_task_options)
     add_speed_command(commands, _add_task_options)
     inspection_arguments.add_inspection_commands(commands, _add_task_options)
@@ -179,20 +186,6 @@ def _add_extractor_command(commands: Any) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
 
 
-def _add_export_command(commands: Any) -> None:
-    command = commands.add_parser(
-        "export",
-        help="write a trained generator as ONNX, safetensors, torch.export and compact weights",
-        description="Write a trained generator as files that others load, each checked against the original.",
-    )
-    add = command.add_argument
-    add("weights_from", metavar="CHECKPOINT", help="a run folder, a checkpoint or a file of weights")
-    add("-o", "--out-dir", default=None, metavar="DIR", help="a new folder (default: exported)")
-    add("--formats", metavar="LIST", help="some of onnx,safetensors,torch,compact (default: all)")
-    add("--half", action="store_true", help="round compact weights to half precision")
-    _add_task_options(command)
-
-
 def _add_task_options(command: Any) -> None:
     """Add what names a checkpoint's task, data and sizes where it does not know them itself."""
     add = command.add_argument
@@ -222,6 +215,7 @@ def compress_gan_parser() -> Parser:
     )
     inspection_arguments.add_inspection_flags(parser)
     _add_run_arguments(parser)
+    add_thinnify(parser)
     return parser
 
 
@@ -248,12 +242,6 @@ def _add_starting_points(parser: Parser) -> None:
     )
     add("--runtime", choices=("builtin", "distiller"), help="what drives the schedule (default: builtin)")
     add("--prune-only", action="store_true", help="set the schedule's masks without training")
-    add(
-        "--thinnify",
-        action="store_true",
-        default=False,
-        help="also write the result without its zero filters, to a folder beside it",
-    )
     add("--dry-run", action="store_true", default=False, help="print the schedule in full, and exit")
 
 

@@ -135,7 +135,7 @@ def inspects(parsed: argparse.Namespace) -> bool:
 
 
 def asked_of_checkpoint(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that ``sgc summary`` and ``sgc sense`` were given, by the names of `Options`."""
+    """Return the settings that a command on a checkpoint was given, by the names of `Options`."""
     given = vars(parsed)
     found: dict[str, Any] = {name: given[name] for name in _GIVEN if given.get(name) is not None}
     return {**found, **({"device": "cpu"} if parsed.cpu else {}), "task_options": task_options(parsed)}

@@ -22,7 +22,7 @@ from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import Options
 from sgc_distiller.studies.tables import Table
-from sgc_distiller.thinning import Cut, Thinning, cut_tensor, thin
+from sgc_distiller.thinning import Cut, Thinning, cut_tensor, sizes_beside, thin
 
 __all__ = ["TOLERANCE", "thin_generator", "thin_run", "thinned_tables"]
 
@@ -178,12 +178,9 @@ def _layers(before: nn.Module, after: nn.Module, stays: Mapping[str, list[str]])
 def _thinner(opened: Finished, thinning: Thinning, before: Sequence[str], after: Sequence[str]) -> Record:
     """Return the checkpoint of the thinned generator: everything that has its shape is cut alike."""
     content = dict(opened.content)
-    earlier = content.get("thinned") or {}
     content["state_dict"] = unwrapped(opened.generator).state_dict()
-    content["thinned"] = {
-        path: {**earlier.get(path, {}), **thinning.sizes.get(path, {})}
-        for path in {**earlier, **thinning.sizes}
-    }
+    built = opened.run.build("generator", float(content.get("student_width", 1.0)))
+    content["thinned"] = sizes_beside(unwrapped(opened.generator), built)
     content["arch"] = opened.run.task.name
     content["task_options"] = dict(opened.run.task.options)
     content.pop("dense_weights", None)  # of masks that held in forward passes only

@@ -38,6 +38,20 @@ GANS: dict[str, Callable[[], GANTask]] = {
     "srgan": with_perception,
 }
 
+# Options that `build_task` takes, a little larger: several channels in every layer.
+SIZES: dict[str, dict[str, Any]] = {
+    "dcgan": {"image_size": 32, "width": 8},
+    "pix2pix": {"image_size": 32, "width": 8},
+    "cyclegan": {"image_size": 32, "width": 8, "blocks": 2},
+    "stargan": {
+        "image_size": 32,
+        "width": 8,
+        "blocks": 2,
+        "attributes": ("Red", "Green", "Blue", "Inverted"),
+    },
+    "srgan": {"image_size": 64, "width": 8, "blocks": 2},
+}
+
 
 def samples(task: GANTask, split: str = "train") -> Samples:
     """Return a small part of the task's built-in set."""

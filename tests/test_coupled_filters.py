@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gans import SIZES
 from torch import Tensor, nn
 
 from sgc_distiller.channel_tracing import trace
@@ -23,19 +24,6 @@ from sgc_distiller.schedule import Schedule
 from sgc_distiller.tasks import build_task
 from sgc_distiller.tasks.base import GANTask
 from sgc_distiller.thinning import thin
-
-SIZES: dict[str, dict[str, Any]] = {
-    "dcgan": {"image_size": 32, "width": 8},
-    "pix2pix": {"image_size": 32, "width": 8},
-    "cyclegan": {"image_size": 32, "width": 8, "blocks": 2},
-    "stargan": {
-        "image_size": 32,
-        "width": 8,
-        "blocks": 2,
-        "attributes": ("Red", "Green", "Blue", "Inverted"),
-    },
-    "srgan": {"image_size": 64, "width": 8, "blocks": 2},
-}
 
 
 def hidden(task: GANTask, generator: nn.Module) -> list[str]:

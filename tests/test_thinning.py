@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gans import SIZES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,19 +21,6 @@ from sgc_distiller.module_state import parts_of
 from sgc_distiller.neighbours import norms_after
 from sgc_distiller.tasks import build_task
 from sgc_distiller.thinning import Thinning, fit, sizes_beside, thin
-
-SIZES: dict[str, dict[str, Any]] = {
-    "dcgan": {"image_size": 32, "width": 8},
-    "pix2pix": {"image_size": 32, "width": 8},
-    "cyclegan": {"image_size": 32, "width": 8, "blocks": 2},
-    "stargan": {
-        "image_size": 32,
-        "width": 8,
-        "blocks": 2,
-        "attributes": ("Red", "Green", "Blue", "Inverted"),
-    },
-    "srgan": {"image_size": 64, "width": 8, "blocks": 2},
-}
 
 
 def moved(network: nn.Module, seed: int = 0) -> nn.Module:
