@@ -461,6 +461,13 @@ class TestFlags:
         assert go("--resume-from logs/x --thinnify", plain=True) == 2, "the folder is there already"
         assert go("--thinnify -n y") == 2
         assert "--thinnify takes zero filters out of a trained generator" in capsys.readouterr().err
+        assert go("--evaluate --resume-from logs/x --thinnify", plain=True) == 2
+        assert (
+            "--thinnify writes a generator, where the other flags measure or show one"
+            in capsys.readouterr().err
+        )
+        assert main(["train", "dcgan", "--thinnify"]) == 2
+        assert "unrecognized arguments: --thinnify" in capsys.readouterr().err
 
     def test_runtime(
         self, go: Go, shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
