@@ -236,7 +236,10 @@ def _thinnify(options: Options, terminal: Terminal, folder: str | None = None) -
     target = folder or f"{named}_thin"
     for table in thinned_tables(thin_run(options, target, terminal)):
         terminal.study(table)
-    terminal.note(f"thinned: {target}; `sgc compress` trains it on with --exp-load-weights-from {target}")
+    terminal.note(
+        f"thinned: {target}; `sgc compress` trains it on with --exp-load-weights-from "
+        f"{shlex.quote(str(target))}"
+    )
 
 
 def _export(parsed: argparse.Namespace, terminal: Terminal) -> None:
