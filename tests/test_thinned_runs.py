@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgc_distiller import session
+from sgc_distiller import session, speed
 from sgc_distiller.app import main
 from sgc_distiller.checkpoints import load_checkpoint
 from sgc_distiller.errors import UserError
@@ -232,6 +232,21 @@ class TestCommands:
         assert all(name.endswith("; as deployed]") for name in own[0])
         assert (tmp_path / "speed.md").read_text().startswith("## Speed")
         assert "times faster" in capsys.readouterr().out
+
+    def test_a_form_is_compared_with_the_dense_one_of_the_same_round(
+        self, shelf: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def timed(calls: Any, *_: Any) -> dict[str, list[float]]:
+            return {name: [0.4, 0.8, 1.2] if name == "dense" else [0.1, 0.4, 0.2] for name in calls}
+
+        monkeypatch.setattr(speed, "side_by_side", timed)
+        report = speed.speed_report(
+            resolve({"weights_from": str(shelf / "sparse"), "device": "cpu"}), batches=[2]
+        )
+        thin = next(row for row in report["rows"] if row["form"] == "thinned")
+        assert thin["times_faster"] == pytest.approx(4.0)  # of 4, 2 and 6
+        assert thin["times_faster_quartiles"] == pytest.approx([3.0, 5.0])
+        assert thin["milliseconds"] == pytest.approx(200.0)
 
     @pytest.mark.parametrize(
         ("flags", "message"),
