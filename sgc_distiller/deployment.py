@@ -16,7 +16,7 @@ from sgc_distiller.module_state import Part, parts_of
 from sgc_distiller.seeding import generator_for, seed_for
 from sgc_distiller.tasks.base import GANTask
 
-__all__ = ["Inputs", "Part", "example_inputs", "parts_of"]
+__all__ = ["Inputs", "example_inputs"]
 
 Inputs = tuple[Tensor, ...]
 """What a network is called with, in the order of its arguments."""

@@ -20,11 +20,11 @@ from torch import nn
 
 from sgc_distiller import checkpoints
 from sgc_distiller._version import __version__
-from sgc_distiller.deployment import parts_of
 from sgc_distiller.errors import UserError, nearest
 from sgc_distiller.export_files import FORMATS, Source, weight_sizes
 from sgc_distiller.export_subject import subjects_of
 from sgc_distiller.finished import open_finished
+from sgc_distiller.module_state import parts_of
 from sgc_distiller.nm_patterns import layer_patterns
 from sgc_distiller.onnx_export import onnx_bytes
 from sgc_distiller.optional_packages import EXPORT, missing

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sgc_distiller._version import __version__
 from sgc_distiller.compact_weights import bits_of
-from sgc_distiller.deployment import Part, parts_of
 from sgc_distiller.errors import UserError
 from sgc_distiller.export_subject import Subject, largest_difference, outputs_of
 from sgc_distiller.finished import Finished
 from sgc_distiller.masks import sparsity_table
+from sgc_distiller.module_state import Part, parts_of
 from sgc_distiller.names import prunable_names
 from sgc_distiller.onnx_export import OPSET, onnx_bytes
 from sgc_distiller.torch_export import torch_bytes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sgc_distiller.data import Samples
-from sgc_distiller.deployment import Inputs, Part, example_inputs, parts_of
+from sgc_distiller.deployment import Inputs, example_inputs
 from sgc_distiller.errors import UserError
+from sgc_distiller.module_state import Part, parts_of
 from sgc_distiller.tasks.base import GANTask
 
 __all__ = ["BATCH_SIZES", "TOLERANCE", "Subject", "largest_difference", "subjects_of", "verified"]

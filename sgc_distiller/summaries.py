@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from sgc_distiller import wording
 from sgc_distiller.assembly import Run
 from sgc_distiller.compute import CONVENTION, LayerCompute, multiply_adds
-from sgc_distiller.deployment import example_inputs, parts_of
+from sgc_distiller.deployment import example_inputs
 from sgc_distiller.errors import UserError
 from sgc_distiller.finished import open_finished
 from sgc_distiller.masks import sparsity_table
-from sgc_distiller.module_state import unwrapped
+from sgc_distiller.module_state import parts_of, unwrapped
 from sgc_distiller.names import layer_axes
 from sgc_distiller.recording import Console
 from sgc_distiller.settings import Options

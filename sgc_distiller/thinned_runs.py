@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sgc_distiller import checkpoints
 from sgc_distiller.compute import multiply_adds
-from sgc_distiller.deployment import Inputs, Part, example_inputs, parts_of
+from sgc_distiller.deployment import Inputs, example_inputs
 from sgc_distiller.errors import UserError
 from sgc_distiller.finished import Finished, open_finished
-from sgc_distiller.module_state import unwrapped
+from sgc_distiller.module_state import Part, parts_of, unwrapped
 from sgc_distiller.recording import Console
 from sgc_distiller.runs import RunFolder
 from sgc_distiller.settings import Options

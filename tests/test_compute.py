@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgc_distiller.compute import CONVENTION, multiply_adds
-from sgc_distiller.deployment import example_inputs, parts_of
+from sgc_distiller.deployment import example_inputs
+from sgc_distiller.module_state import parts_of
 
 
 def torch_macs(network: nn.Module, *inputs: torch.Tensor) -> int:

@@ -20,11 +20,12 @@ from sgc_distiller import checkpoints, export_subject
 from sgc_distiller._version import __version__
 from sgc_distiller.app import compress_gan, main
 from sgc_distiller.checkpoints import load_checkpoint
-from sgc_distiller.deployment import Part, example_inputs, parts_of
+from sgc_distiller.deployment import example_inputs
 from sgc_distiller.errors import UserError
 from sgc_distiller.export import export, export_onnx
 from sgc_distiller.export_subject import Subject, largest_difference, subjects_of
 from sgc_distiller.finished import open_finished
+from sgc_distiller.module_state import Part, parts_of
 from sgc_distiller.onnx_export import onnx_bytes
 from sgc_distiller.settings import resolve
 from sgc_distiller.tasks import build_task
